@@ -1,0 +1,1 @@
+"""FEATURE: rows, the pure fold, the one encoder, Feast definitions and the store behind them."""

@@ -1,0 +1,54 @@
+"""What the fold knows of an event: GA4's e-commerce event names and what each says about a shopper and an item."""
+
+from typing import Literal, get_args
+
+import msgspec
+
+EventName = Literal[
+    "view_item_list",
+    "select_item",
+    "view_item",
+    "add_to_cart",
+    "remove_from_cart",
+    "begin_checkout",
+    "purchase",
+    "refund",
+    "view_search_results",
+]
+EVENT_NAMES: tuple[str, ...] = get_args(EventName)
+EVENT_INDEX = {name: index for index, name in enumerate(EVENT_NAMES)}
+
+ENGAGEMENT: dict[str, float] = {"select_item": 1.0, "view_item": 1.0, "add_to_cart": 3.0, "purchase": 5.0}
+"""Events that say a shopper wants an item, with their weight in affinities; the others count but do not shape taste.
+Weights follow the order of intent that the OTTO challenge scores (clicks .1, carts .3, orders .6), rounded to whole clicks."""
+
+
+class EventItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One entry of GA4's `items[]`."""
+
+    item_id: str
+    item_name: str = ""
+    item_category: str = ""
+    item_brand: str = ""
+    price: float = 0.0
+    quantity: int = 1
+    index: int = -1
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One validated event as it stands in `clickstream`. Ids of people are pseudonyms already."""
+
+    v: int = 1
+    event_id: str
+    event_name: EventName
+    shopper: str
+    session: str = ""
+    time_ms: int
+    """Event time: when it happened in the browser, ms since 1970 UTC."""
+    items: tuple[EventItem, ...] = ()
+    request_id: str = ""
+    """The shelf that led here, when the frontend passes it back."""
+    transaction_id: str = ""
+    search_term: str = ""
+    currency: str = ""
+    value: float = 0.0

@@ -1,0 +1,141 @@
+"""Every setting of Liveshelf, read once at the entry point into a frozen object.
+
+Order of precedence: environment (`LIVESHELF_` + the name in capitals), then the TOML file named by `LIVESHELF_SETTINGS`, then
+the defaults below. Every setting is one flat key; units stand last in the name.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from liveshelf.errors import SettingsError
+
+PREFIX = "LIVESHELF_"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings. An empty address means: `liveshelf up` runs that part itself, on loopback, at the port given."""
+
+    # where things are kept
+    data_dir: str = ".liveshelf"
+    """Log, store, models, checkpoints, key and run state."""
+    cache_dir: str = "~/.cache/liveshelf"
+    """Kafka's jars, shared by every data directory of this user."""
+    maven_repository: str = ""
+    """Base URL of the repository that Kafka's jars come from; empty: the public Maven repository."""
+    host: str = "127.0.0.1"
+    """Address that every part listens on."""
+
+    # other people's parts: set the address to use yours
+    kafka: str = ""
+    kafka_port: int = 19092
+    kafka_security_protocol: str = "PLAINTEXT"
+    kafka_sasl_mechanism: str = ""
+    kafka_sasl_username: str = ""
+    kafka_sasl_password: str = ""
+    kafka_ssl_ca: str = ""
+    kafka_replication: int = 1
+    store: str = ""
+    """Feast's Redis connection string: host:port[,password=…,ssl=true]."""
+    store_port: int = 16379
+    model_server: str = ""
+    """host:port of a TensorFlow Serving gRPC endpoint."""
+    model_server_port: int = 18500
+
+    # our roles
+    collector_port: int = 18080
+    scoring_port: int = 18090
+    agents_metrics_port: int = 18081
+    scoring_metrics_port: int = 18091
+    trainer_port: int = 18082
+    """HTTP of the trainer: health, metrics, and a step on demand."""
+    model_server_metrics_port: int = 18501
+
+    # the log
+    partitions: int = 4
+    """Of clickstream, impressions, training-examples and item-updates alike: a shopper's records meet in one partition number."""
+    clickstream_retention_h: int = 24 * 90
+
+    # limits
+    event_body_bytes_max: int = 1_000_000
+    events_per_request_max: int = 500
+    events_inflight_max: int = 10_000
+    event_future_tolerance_s: int = 3600
+
+    # serving
+    recommend_deadline_ms: int = 200
+    """Used when the caller sets none; a caller's shorter deadline wins."""
+    store_timeout_ms: int = 50
+    model_timeout_ms: int = 100
+
+    # learning
+    model_name: str = "shelf"
+    feedback_window_s: int = 300
+    """How long after an impression (event time) a click, cart or purchase still labels it."""
+    train_interval_s: int = 60
+    seed: int = 7
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir).expanduser().resolve()
+
+    @property
+    def cache_path(self) -> Path:
+        return Path(self.cache_dir).expanduser().resolve()
+
+    @property
+    def model_path(self) -> Path:
+        """Directory of numbered versions that the model server watches."""
+        return self.data_path / "models" / self.model_name
+
+    @property
+    def kafka_address(self) -> str:
+        return self.kafka or f"{self.host}:{self.kafka_port}"
+
+    @property
+    def store_address(self) -> str:
+        return self.store or f"{self.host}:{self.store_port}"
+
+    @property
+    def model_server_address(self) -> str:
+        return self.model_server or f"{self.host}:{self.model_server_port}"
+
+    @property
+    def collector_url(self) -> str:
+        return f"http://{self.host}:{self.collector_port}"
+
+    @property
+    def scoring_address(self) -> str:
+        return f"{self.host}:{self.scoring_port}"
+
+    @property
+    def trainer_url(self) -> str:
+        return f"http://{self.host}:{self.trainer_port}"
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings once.
+
+    Raises:
+        SettingsError: an unknown key, or a value of the wrong type; the message names the key and where it stood.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, object] = {}
+    file = environ.get(PREFIX + "SETTINGS")
+    if file:
+        try:
+            values.update(tomllib.loads(Path(file).expanduser().read_text()))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise SettingsError(f"{PREFIX}SETTINGS={file}: {error}. Name a readable TOML file, or unset it.") from error
+    for name in Settings.__struct_fields__:
+        if (value := environ.get(PREFIX + name.upper())) is not None:
+            values[name] = value
+    try:
+        return msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(
+            f"{error} (from {file or 'the environment'}; see liveshelf/settings.py for names and types)"
+        ) from error

@@ -1,0 +1,1 @@
+"""EVENT → FEATURE and FEEDBACK → EXAMPLE: event schema, topics, collector and Faust agents."""

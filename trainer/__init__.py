@@ -1,0 +1,1 @@
+"""EXAMPLE → MODEL: log reader, model, incremental step, gate and export."""
