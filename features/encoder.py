@@ -70,9 +70,7 @@ def encode_candidates(row: ShopperRow, candidates: ItemColumns) -> Inputs:
     out[:, :e] = np.log1p(counts)
     out[:, e] = (counts[:, _SELECT] + RATE_PRIOR_CLICKED) / (counts[:, _VIEW_LIST] + RATE_PRIOR_SHOWN)
     out[:, e + 1] = np.log1p(np.asarray(candidates.price, dtype=np.float32))
-    out[:, e + 2] = [
-        bool(category or brand) for category, brand in zip(candidates.category, candidates.brand, strict=True)
-    ]
+    out[:, e + 2] = [bool(category or brand) for category, brand in zip(candidates.category, candidates.brand, strict=True)]
     out[:, e + 3] = _shares(row.category_affinity, candidates.category)
     out[:, e + 4] = _shares(row.brand_affinity, candidates.brand)
     out[:, e + 5] = np.log1p(np.asarray(candidates.covisit, dtype=np.float32))

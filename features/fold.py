@@ -40,9 +40,8 @@ def decay(value: float, elapsed_ms: float, half_life_ms: float) -> float:
 def fold_shopper(row: ShopperRow, event: Event, partition: int, offset: int) -> list[ItemDelta]:
     """Fold `event`, read at `partition`/`offset`, into `row` in place; return what it says about items.
 
-    At or below the row's offset this is a no-op on the row, but the item deltas may still be owed: a crash can fall between the
-    item rows' write and this row's. Item rows are written first and hold offsets of their own, so a redelivered event meets the
-    row as it was, and the item rows drop what they already hold.
+    At or below the row's offset this is a no-op. Whoever stores rows writes item rows before shopper rows: a crash in between then
+    leaves this row as it was, a redelivered event yields the same deltas again, and the item rows drop those they already hold.
     """
     if partition == row.partition and offset <= row.offset:
         return []

@@ -136,6 +136,4 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     try:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingsError(
-            f"{error} (from {file or 'the environment'}; see liveshelf/settings.py for names and types)"
-        ) from error
+        raise SettingsError(f"{error} (from {file or 'the environment'}; see liveshelf/settings.py for names and types)") from error
