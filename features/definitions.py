@@ -57,9 +57,7 @@ def build(offline_path: Path) -> dict[str, Any]:
         ],
         offline_path,
     )
-    item = _view(
-        "item_features", [ITEM, SOURCE_PARTITION], [*_OFFSETS, *_weights("counts"), *_weights("neighbours")], offline_path
-    )
+    item = _view("item_features", [ITEM, SOURCE_PARTITION], [*_OFFSETS, *_weights("counts"), *_weights("neighbours")], offline_path)
     catalog = _view(
         "item_catalog",
         [ITEM],
@@ -75,4 +73,7 @@ def build(offline_path: Path) -> dict[str, Any]:
     )
     views = [shopper, item, catalog]
     services = [FeatureService(name=view.name, features=[view]) for view in views]
-    return {o.name if not isinstance(o, FeatureService) else f"service:{o.name}": o for o in [SHOPPER, ITEM, SOURCE_PARTITION, *views, *services]}
+    return {
+        o.name if not isinstance(o, FeatureService) else f"service:{o.name}": o
+        for o in [SHOPPER, ITEM, SOURCE_PARTITION, *views, *services]
+    }

@@ -95,7 +95,9 @@ class FeatureRows:
     def _read(self, service: str, entities: dict[str, list[Any]]) -> list[Values]:
         if not next(iter(entities.values())):
             return []
-        features = self._answering(lambda: self._feast.get_online_features(self._objects[f"service:{service}"], entity_rows=entities))
+        features = self._answering(
+            lambda: self._feast.get_online_features(self._objects[f"service:{service}"], entity_rows=entities)
+        )
         response = features.proto
         rows: list[Values] = [{} for _ in next(iter(entities.values()))]
         for name, result in zip(response.metadata.feature_names.val, response.results, strict=True):
