@@ -60,7 +60,8 @@ class FeatureRows:
     def applied(self) -> bool:
         """Whether the agents have registered the definitions yet."""
         try:
-            self._feast.get_feature_service("shopper_features", allow_cache=False)
+            self._feast.refresh_registry()
+            self._feast.get_feature_service("shopper_features")
         except (FeastObjectNotFoundException, FileNotFoundError):
             return False
         return True
