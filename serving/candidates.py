@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from features.items import ItemTable
-
 from features.rows import ShopperRow
 from serving.live_model import LiveModel
 

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
-from features.items import ItemTable
 
+from features.items import ItemTable
 from liveshelf.settings import Settings
 from streams.records import CatalogItem, ItemRow, decode
 from streams.topics import CATALOG, ITEM_UPDATES, kafka_config

@@ -28,6 +28,7 @@ from serving.model_client import ModelClient
 from serving.query import Query, Scored, Shelf
 from serving.shelf import ShelfMaker
 from streams.health import serve_health
+from streams.logs import configure_logs
 from streams.records import Impression, encode
 from streams.topics import IMPRESSIONS
 
@@ -229,6 +230,7 @@ async def _become_ready(rows: FeatureRows, memory: ItemMemory, health: health_ai
 
 
 def main() -> None:
+    configure_logs()
     uvloop.run(serve(load_settings()))
 
 

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import structlog
-from features.items import ItemTable
 from prometheus_client import Counter, Histogram
 
 from features.encoder import CANDIDATE_FEATURES, encode_candidates
 from features.fold import RECENT_MAX
+from features.items import ItemTable
 from features.rows import FeaturesAsServed, ItemColumns, ShopperRow
 from features.store import FeatureRows
 from liveshelf.errors import LiveshelfError, NotFoundError, UnavailableError

@@ -28,6 +28,7 @@ from liveshelf.errors import UnavailableError
 from liveshelf.settings import Settings, load_settings
 from streams.faust_app import create_app, run_worker
 from streams.health import serve_health
+from streams.logs import configure_logs
 from streams.records import Rejected, decode, encode
 from streams.topics import CATALOG, CLICKSTREAM, CLICKSTREAM_REJECTED, ITEM_UPDATES
 
@@ -189,13 +190,7 @@ def create(settings: Settings) -> faust.App:
                 continue
             progress.waiting_since = time.monotonic()
             deliveries = [d async for d in _decoded(batch, rejected)]
-            with BATCH_SECONDS.labels("store").time():
-                changed = await _until_stored(lambda deliveries=deliveries: folder.fold(deliveries))
-            with BATCH_SECONDS.labels("publish").time():
-                sent = [
-                    await item_updates.send(key=row.item.encode(), value=encode(row), partition=row.partition) for row in changed
-                ]
-                await asyncio.gather(*sent)
+            await _until_stored(lambda deliveries=deliveries: _apply(folder, deliveries, item_updates))
             for _, event in batch:
                 if pending and pending[0][1] is event:  # a rebalance may have emptied it meanwhile
                     pending.popleft()
@@ -273,6 +268,7 @@ async def _until_stored(write: Callable[[], Awaitable[None]]) -> None:
 
 
 def main() -> None:
+    configure_logs()
     settings = load_settings()
     run_worker(lambda: create(settings))
 

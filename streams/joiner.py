@@ -19,6 +19,7 @@ from liveshelf.settings import Settings, load_settings
 from streams.faust_app import create_app, run_worker
 from streams.health import serve_health
 from streams.join import Join
+from streams.logs import configure_logs
 from streams.records import Impression, decode, encode
 from streams.topics import CLICKSTREAM, IMPRESSIONS, TRAINING_EXAMPLES
 
@@ -134,6 +135,7 @@ def create(settings: Settings) -> faust.App:
 
 
 def main() -> None:
+    configure_logs()
     settings = load_settings()
     run_worker(lambda: create(settings))
 
