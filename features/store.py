@@ -119,6 +119,8 @@ class FeatureRows:
     def _answering(self, call: Callable[[], Any]) -> Any:
         try:
             return call()
+        except FeastObjectNotFoundException as error:
+            raise UnavailableError("the feature definitions are not registered yet: the agents do this when they start") from error
         except (RedisError, OSError) as error:
             raise UnavailableError(f"the online store at {self._address} does not answer: {error}") from error
 

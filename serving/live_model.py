@@ -8,8 +8,7 @@ import structlog
 
 from features.encoder import encode, encode_shopper
 from features.rows import FeaturesAsServed, ShopperRow
-from liveshelf.errors import LiveshelfError, NotFoundError, UnavailableError
-from serving.model_client import ModelClient
+from serving.model_client import ModelClient, ModelUnavailableError
 from serving.query import Scored
 
 log = structlog.get_logger()
@@ -31,7 +30,7 @@ class LiveModel:
         """Items near the shopper's vector, nearest first.
 
         Raises:
-            UnavailableError, NotFoundError: the model server does not answer, or unloaded the version.
+            ModelUnavailableError, ModelNotFoundError: the model server does not answer, or unloaded the version.
         """
         inputs = {name: array[None] for name, array in encode_shopper(shopper, time_ms).items()}
         out = await self._client.predict(self.version, "retrieve", inputs, self._timeout_s, ("item",))
@@ -41,14 +40,16 @@ class LiveModel:
         """One `Scored` a candidate, in the order given.
 
         Raises:
-            UnavailableError: the model server does not answer, or answers what is no probability.
-            NotFoundError: it unloaded the version.
+            ModelUnavailableError: the model server does not answer, or answers what is no probability.
+            ModelNotFoundError: it unloaded the version.
         """
         inputs = {name: array[None] for name, array in encode(served).items()}
         out = await self._client.predict(self.version, "rank", inputs, self._timeout_s, OBJECTIVES)
         probabilities = np.stack([out[objective][0] for objective in OBJECTIVES], axis=1)
         if probabilities.shape != (len(sources), len(OBJECTIVES)) or not np.isfinite(probabilities).all():
-            raise UnavailableError(f"model version {self.version} answered {probabilities.shape} scores, or not finite ones")
+            raise ModelUnavailableError(
+                "model_garbage", f"model version {self.version} answered {probabilities.shape} scores, or not finite ones"
+            )
         scores = probabilities @ OBJECTIVE_WEIGHTS
         return [
             Scored(item, source, score, *probability)
@@ -72,12 +73,9 @@ class ModelFollower:
         """Ask once. A server that does not answer keeps the version: requests find out for themselves."""
         try:
             versions = await self._client.versions()
-        except NotFoundError:
-            versions = []
-        except LiveshelfError as error:
+        except ModelUnavailableError as error:
             if self.live is None:
-                self.reason = "model_server_unavailable"
-            log.debug("model server does not answer", error=str(error))
+                self.reason = error.reason
             return
         newest = versions[0] if versions else 0
         if newest != (self.live.version if self.live else 0):

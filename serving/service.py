@@ -1,6 +1,7 @@
 """The scoring service: `liveshelf.v1.RecommendationService` over gRPC, with standard health and reflection. `python -m serving.service`."""
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from streams.pseudonym import Pseudonyms
 
 from features.rows import FEATURE_VERSION
 from features.store import FeatureRows
+from liveshelf.errors import UnavailableError
 from liveshelf.settings import Settings, load_settings
 from liveshelf.v1 import recommendation_pb2 as pb
 from liveshelf.v1 import recommendation_pb2_grpc as pb_grpc
@@ -183,7 +185,7 @@ async def serve(settings: Settings) -> None:
     memory = ItemMemory(settings)
     memory.start()
     producer = EventProducer(settings, IMPRESSIONS_INFLIGHT_MAX)
-    client = ModelClient(settings.model_server_address, settings.model_name)
+    client = ModelClient(settings)
     models = ModelFollower(client, settings.model_timeout_ms / 1000)
 
     def log_impression(impression: Impression) -> None:
@@ -216,6 +218,7 @@ async def serve(settings: Settings) -> None:
     await health.enter_graceful_shutdown()
     await server.stop(STOP_GRACE_S)
     await memory.close()
+    await client.close()
     await producer.close()
     await http.cleanup()
 
@@ -225,6 +228,8 @@ async def _become_ready(rows: FeatureRows, memory: ItemMemory, health: health_ai
     await memory.loaded.wait()
     while not await asyncio.to_thread(rows.applied):  # noqa: ASYNC110 - another process registers them
         await asyncio.sleep(0.2)
+    with contextlib.suppress(UnavailableError):  # the first read costs Feast 100 ms and more; it is not to be a shopper's
+        await asyncio.to_thread(rows.read_shoppers, [""])
     for name in ("", SERVICE):
         await health.set(name, health_pb2.HealthCheckResponse.SERVING)
 

@@ -19,9 +19,10 @@ from features.fold import RECENT_MAX
 from features.items import ItemTable
 from features.rows import FeaturesAsServed, ItemColumns, ShopperRow
 from features.store import FeatureRows
-from liveshelf.errors import LiveshelfError, NotFoundError, UnavailableError
+from liveshelf.errors import LiveshelfError, UnavailableError
 from serving.candidates import CandidateSource, Visit
 from serving.live_model import ModelFollower
+from serving.model_client import ModelNotFoundError, ModelUnavailableError
 from serving.query import Query, Scored, Shelf
 from streams.records import Impression
 
@@ -153,12 +154,12 @@ class ShelfMaker:
         if model is not None:
             try:
                 return await model.rank(served, sources), model.version, ""
-            except NotFoundError:
+            except ModelNotFoundError as error:
+                reason = error.reason
                 await self._models.refresh()
-                reason = "model_version_gone"
-            except UnavailableError as error:
+            except ModelUnavailableError as error:
+                reason = error.reason
                 log.warning("model did not score", version=model.version, error=str(error))
-                reason = "model_server_unavailable"
         return _by_heuristics(served, sources), 0, reason
 
     def _last_resort(self, query: Query, time_ms: int, reason: str) -> tuple[Shelf, FeaturesAsServed]:
