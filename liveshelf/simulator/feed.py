@@ -9,7 +9,7 @@ import httpx
 import msgspec
 
 from features.rows import CatalogItem
-from liveshelf.errors import InvalidEventError, LiveshelfError, UnavailableError
+from liveshelf.errors import LiveshelfError, UnavailableError
 from liveshelf.simulator.visits import SimulatedEvent
 
 BATCH_RECORDS_MAX = 500  # the collector's own default limit (`events_per_request_max`)
@@ -111,5 +111,5 @@ def _receipt(answer: httpx.Response, records: int) -> Receipt:
     if answer.status_code not in (202, 400):
         raise LiveshelfError(f"{answer.request.url} answered {answer.status_code}: {answer.text[:300]}")
     if said.accepted + len(said.rejected) != records:
-        raise InvalidEventError(str(answer.request.url), answer.text[:300], f"a receipt for {records} records")
+        raise LiveshelfError(f"{answer.request.url} took {records} records and accounts for another number: {answer.text[:300]}")
     return Receipt(said.accepted, tuple(str(one) for one in said.rejected))

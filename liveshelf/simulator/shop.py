@@ -82,7 +82,9 @@ class Shop:
         self.seed = seed
         rng = np.random.default_rng([seed, 0])
         self._stock(rng, items)
-        self.shoppers = [Shopper(s, f"browser-{seed}-{s:05d}", f"member-{seed}-{s:05d}" if s % 3 == 0 else "") for s in range(shoppers)]
+        self.shoppers = [
+            Shopper(s, f"browser-{seed}-{s:05d}", f"member-{seed}-{s:05d}" if s % 3 == 0 else "") for s in range(shoppers)
+        ]
         self._index = {item.item_id: i for i, item in enumerate(self.catalog)}
         rng = np.random.default_rng([seed, 1])  # apart from the catalog's, so that more shoppers leave the catalog as it is
         activity = rng.lognormal(0.0, 0.6, shoppers)

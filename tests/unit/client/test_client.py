@@ -32,17 +32,17 @@ class Scorer(RecommendationServiceServicer):
             elif kind == "unavailable_until" and self.calls[method] < int(value):
                 context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
 
-    def Recommend(self, request, context):
+    def Recommend(self, request, context):  # noqa: N802 - the wire contract names it
         self.requests.append(request)
         self._trouble("Recommend", list(request.context_item_ids), context)
         return pb2.RecommendResponse(request_id="r1", items=[pb2.ScoredItem(item_id="a")] * (request.count or 10))
 
-    def Rank(self, request, context):
+    def Rank(self, request, context):  # noqa: N802 - the wire contract names it
         self.requests.append(request)
         self._trouble("Rank", list(request.item_ids), context)
         return pb2.RankResponse(request_id="r2", items=[pb2.ScoredItem(item_id=i) for i in request.item_ids])
 
-    def SimilarItems(self, request, context):
+    def SimilarItems(self, request, context):  # noqa: N802 - the wire contract names it
         self._trouble("SimilarItems", [request.item_id], context)
         return pb2.SimilarItemsResponse(items=[pb2.ScoredItem(item_id=request.item_id)])
 
@@ -61,7 +61,13 @@ def test_arguments_become_the_request(scorer: tuple[Scorer, str]) -> None:
     servicer, address = scorer
     with Client(address, deadline_ms=5_000) as client:
         shelf = client.recommend(
-            user_id="u", client_id="c", session_id="s", count=3, placement="cart", context_item_ids=["x"], exclude_item_ids=["y", "z"]
+            user_id="u",
+            client_id="c",
+            session_id="s",
+            count=3,
+            placement="cart",
+            context_item_ids=["x"],
+            exclude_item_ids=["y", "z"],
         )
         ranked = client.rank(["q", "p"], client_id="c", placement="grid")
     assert (shelf.request_id, len(shelf.items)) == ("r1", 3)
