@@ -1,0 +1,57 @@
+# Needs make and Python 3.11 to 3.13, nothing else. `make demo` on a fresh machine shows the whole loop.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROTO := liveshelf/v1/recommendation.proto
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check proto lock clean
+
+help:
+	@echo "make demo     start every part, seed a shop, learn from three clicks; Ctrl-C stops all (ONCE=1: stop by itself)"
+	@echo "make test     the whole test suite; it starts its own servers (ARGS='-k name' is passed to pytest)"
+	@echo "make check    format, lint, types, import rules, and that generated code is current"
+	@echo "make proto    generate the Python code of $(PROTO)"
+	@echo "make lock     choose and lock the versions of all dependencies again"
+	@echo "make clean    remove $(VENV), caches and build output (not .liveshelf, which holds data)"
+
+install: $(STAMP)
+
+# Made again when the lock or the package's metadata changes; without changes this costs nothing.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit("Liveshelf needs Python 3.11 to 3.13; $(PYTHON) is %d.%d. Try: make $(MAKECMDGOALS) PYTHON=python3.12" % v[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/liveshelf demo $(if $(ONCE),--once)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=$(VENV) --pyi_out=$(VENV) --grpc_python_out=$(VENV) $(PROTO)
+	@for file in recommendation_pb2.py recommendation_pb2.pyi recommendation_pb2_grpc.py; do \
+		diff -u liveshelf/v1/$$file $(VENV)/liveshelf/v1/$$file || { echo "generated code is not current: make proto" >&2; exit 1; }; done
+
+proto: $(STAMP)
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
+
+# The resolver is not itself in the lock: it would then hold back what it is to choose.
+lock: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --universal --all-extras --generate-hashes --no-header --upgrade \
+		--no-emit-index-url --no-emit-find-links -o requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.liveshelf/*' -prune -exec rm -rf {} +

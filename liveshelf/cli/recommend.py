@@ -1,0 +1,81 @@
+"""`liveshelf recommend`: ask the scoring service for a shelf and show it."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from liveshelf.errors import SettingsError
+from liveshelf.settings import Settings
+
+if TYPE_CHECKING:  # rich and grpc are imported when a shelf is asked for, not when help is
+    from rich.console import RenderableType
+
+DEADLINE_MS = 2_000  # a person waits longer than a page; the scorer still keeps its own deadline
+
+
+def command(
+    ctx: typer.Context,
+    user: Annotated[str, typer.Option(help="The shop's id of a signed-in shopper.")] = "",
+    client: Annotated[str, typer.Option(help="The browser's or device's id (GA4 client_id).")] = "",
+    session: Annotated[str, typer.Option(help="The visit's id (GA4 ga_session_id).")] = "",
+    count: Annotated[int, typer.Option("-n", "--count", help="How many items, 1 to 100.")] = 10,
+    placement: Annotated[str, typer.Option(help="Where the shelf stands: home, cart, …")] = "command-line",
+    context: Annotated[list[str] | None, typer.Option(help="An item on the page; may be given several times.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The answer as one JSON object.")] = False,
+) -> None:
+    """Ask for a shelf, for a user, a client or a session.
+
+    The answer is logged as an impression like any other. A shelf is always answered: when a part is down it comes from a simpler source,
+    and is marked as degraded with the reason.
+    """
+    from liveshelf.client import Client
+
+    settings: Settings = ctx.obj
+    if not (user or client or session):
+        raise SettingsError("nobody to recommend to: give --user, --client or --session")
+    with Client(settings.scoring_address, DEADLINE_MS) as scorer:
+        answer = scorer.recommend(
+            user_id=user, client_id=client, session_id=session, count=count, placement=placement, context_item_ids=context or ()
+        )
+    if as_json:
+        from google.protobuf.json_format import MessageToJson
+
+        typer.echo(MessageToJson(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=None))
+        return
+    from rich.console import Console
+
+    Console().print(shelf_table(answer, title=f"Shelf for {user or client or session}"))
+
+
+def shelf_table(answer: Any, title: str, moves: dict[str, str] | None = None) -> "RenderableType":
+    """An answer to Recommend as a table; `moves` adds a column by item id."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("#", justify="right")
+    if moves is not None:
+        table.add_column("moved")
+    for name in ("title", "category", "brand"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True)
+    table.add_column("price", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("source")
+    for item in answer.items:
+        moved = [] if moves is None else [moves.get(item.item_id, "")]
+        row = [
+            item.title or item.item_id,
+            item.category,
+            item.brand,
+            f"{item.price:.2f}" if item.price else "",
+            f"{item.score:.4f}",
+        ]
+        cells = [str(item.position + 1), *moved, *row, item.candidate_source]
+        table.add_row(*(Text(cell) for cell in cells))  # Text: a title in brackets is not markup
+    if answer.degraded:
+        state = Text(f"DEGRADED: {answer.degraded_reason}. A fallback shelf; see `liveshelf status`.", style="bold yellow")
+    else:
+        state = Text(f"model {answer.model_version}, features {answer.feature_version}", style="dim")
+    foot = Text(f"request {answer.request_id}, features folded up to offset {answer.features_offset}", style="dim")
+    return Group(table, state, foot)

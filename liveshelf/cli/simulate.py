@@ -1,0 +1,106 @@
+"""`liveshelf simulate`: simulated shoppers visit the running shop, over the same HTTP and gRPC that real ones would use."""
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from liveshelf.errors import SettingsError
+from liveshelf.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from liveshelf.simulator.traffic import Progress, Tally
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+def command(
+    ctx: typer.Context,
+    history: Annotated[float, typer.Option(metavar="DAYS", help="First send the catalog and this many days of past events.")] = 0.0,
+    sessions: Annotated[int, typer.Option(min=0, help="Visits to make now.")] = 100,
+    shoppers: Annotated[int, typer.Option(min=1, help="How many people the shop knows.")] = 400,
+    items: Annotated[int, typer.Option(min=12, help="How many items it sells.")] = 600,
+    seed: Annotated[int | None, typer.Option(help="Another seed, another shop (default: the setting `seed`).")] = None,
+    rate: Annotated[float, typer.Option(min=0, help="Visits begun per second; 0: as fast as they go.")] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Let simulated shoppers visit the shop.
+
+    They have hidden tastes; they view, click what they are shown, fill carts and buy. Shelves are read from the scoring service and every
+    step is reported to the collector, so the loop is closed: better shelves get more clicks. The same --seed, --shoppers and --items
+    give the same shop; seed it once with --history.
+    """
+    from liveshelf.client import Client
+    from liveshelf.simulator.feed import Feed
+    from liveshelf.simulator.shop import Shop
+    from liveshelf.simulator.traffic import Tally, live, seed_history
+
+    settings: Settings = ctx.obj
+    if history < 0:
+        raise SettingsError(f"--history {history}: days of history cannot be negative")
+    shop = Shop(settings.seed if seed is None else seed, items, shoppers)
+    past, now = Tally(), Tally()
+    now_ms, started = time.time_ns() // 1_000_000, time.monotonic()
+    interrupted = False
+    with Feed(settings.collector_url) as feed, Client(settings.scoring_address, settings.recommend_deadline_ms) as client:
+        try:
+            if history:
+                with bar("history", quiet=as_json) as progress:
+                    past = seed_history(shop, feed, history, now_ms, progress)
+            if sessions:
+                with bar("visits", quiet=as_json) as progress:
+                    run = f"v{shop.seed}-{now_ms:x}"  # the time tells runs of one seed apart, so that no event id comes twice
+                    live(shop, feed, client, visits=sessions, rate_per_s=rate, run=run, progress=progress, tally=now)
+        except KeyboardInterrupt:
+            interrupted = True
+    _show(past, now, time.monotonic() - started, as_json)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+@contextmanager
+def bar(what: str, quiet: bool) -> "Iterator[Progress]":
+    """A progress bar on stderr, so that stdout holds the result alone."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+def _show(past: "Tally", now: "Tally", elapsed_s: float, as_json: bool) -> None:
+    if as_json:
+        import msgspec
+
+        typer.echo(
+            msgspec.json.encode({"history": past.as_dict(), "live": now.as_dict(), "elapsed_s": round(elapsed_s, 2)}).decode()
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "history", "now", title=f"Simulated shop, {elapsed_s:.1f} s", title_justify="left")
+    rows = {
+        "catalog records": (past.catalog, now.catalog),
+        "visits": (past.visits, now.visits),
+        "events": (past.events, now.events),
+        "accepted": (past.accepted, now.accepted),
+        "rejected": (past.rejected, now.rejected),
+        "shelves read": (past.shelves, now.shelves),
+        "  degraded": (past.shelves_degraded, now.shelves_degraded),
+        "  not answered in time": (past.shelves_missed, now.shelves_missed),
+        "items shown": (past.shown, now.shown),
+        "clicks": (past.clicks, now.clicks),
+        "CTR": (f"{past.click_rate:.2%}", f"{now.click_rate:.2%}"),
+        "purchases": (past.purchases, now.purchases),
+    }
+    for name, (before, after) in rows.items():
+        table.add_row(name, str(before), str(after))
+    Console().print(table)
+    for reason, count in sorted((past.reasons | now.reasons).items(), key=lambda pair: -pair[1])[:5]:
+        Console().print(f"rejected {count}×: {reason}", style="yellow", markup=False)

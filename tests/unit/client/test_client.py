@@ -1,0 +1,189 @@
+"""The client against a real gRPC server on a real socket: what it sends, when it gives up, what it raises, what it sends again."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+from liveshelf.client import AsyncClient, Client
+from liveshelf.errors import InvalidEventError, LiveshelfError, NotFoundError, UnavailableError
+from liveshelf.v1 import recommendation_pb2 as pb2
+from liveshelf.v1.recommendation_pb2_grpc import RecommendationServiceServicer, add_RecommendationServiceServicer_to_server
+
+
+class Scorer(RecommendationServiceServicer):
+    """Answers what it was asked; `context_item_ids` or `item_id` of the form status:NAME or sleep:SECONDS ask for trouble."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, int] = {}
+        self.requests: list[object] = []
+
+    def _trouble(self, method: str, orders: list[str], context: grpc.ServicerContext) -> None:
+        self.calls[method] = self.calls.get(method, 0) + 1
+        for order in orders:
+            kind, _, value = order.partition(":")
+            if kind == "sleep":
+                time.sleep(float(value))
+            elif kind == "status":
+                context.abort(grpc.StatusCode[value], f"words about {value}")
+            elif kind == "unavailable_until" and self.calls[method] < int(value):
+                context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+
+    def Recommend(self, request, context):  # noqa: N802 - the wire contract names it
+        self.requests.append(request)
+        self._trouble("Recommend", list(request.context_item_ids), context)
+        return pb2.RecommendResponse(request_id="r1", items=[pb2.ScoredItem(item_id="a")] * (request.count or 10))
+
+    def Rank(self, request, context):  # noqa: N802 - the wire contract names it
+        self.requests.append(request)
+        self._trouble("Rank", list(request.item_ids), context)
+        return pb2.RankResponse(request_id="r2", items=[pb2.ScoredItem(item_id=i) for i in request.item_ids])
+
+    def SimilarItems(self, request, context):  # noqa: N802 - the wire contract names it
+        self._trouble("SimilarItems", [request.item_id], context)
+        return pb2.SimilarItemsResponse(items=[pb2.ScoredItem(item_id=request.item_id)])
+
+
+@pytest.fixture
+def scorer() -> Iterator[tuple[Scorer, str]]:
+    servicer, server = Scorer(), grpc.server(ThreadPoolExecutor(4))
+    add_RecommendationServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    server.stop(0).wait()
+
+
+def test_arguments_become_the_request(scorer: tuple[Scorer, str]) -> None:
+    servicer, address = scorer
+    with Client(address, deadline_ms=5_000) as client:
+        shelf = client.recommend(
+            user_id="u",
+            client_id="c",
+            session_id="s",
+            count=3,
+            placement="cart",
+            context_item_ids=["x"],
+            exclude_item_ids=["y", "z"],
+        )
+        ranked = client.rank(["q", "p"], client_id="c", placement="grid")
+    assert (shelf.request_id, len(shelf.items)) == ("r1", 3)
+    assert [item.item_id for item in ranked.items] == ["q", "p"]
+    shopper = pb2.Shopper(user_id="u", client_id="c", session_id="s")
+    assert servicer.requests == [
+        pb2.RecommendRequest(shopper=shopper, count=3, placement="cart", context_item_ids=["x"], exclude_item_ids=["y", "z"]),
+        pb2.RankRequest(shopper=pb2.Shopper(client_id="c"), item_ids=["q", "p"], placement="grid"),
+    ]
+
+
+def test_a_late_answer_is_given_up_at_the_deadline(scorer: tuple[Scorer, str]) -> None:
+    """The client's deadline holds by default, and a call's own deadline wins over it, in both directions."""
+    _, address = scorer
+    with Client(address, deadline_ms=100) as client:
+        client.similar_items("warm", deadline_ms=5_000)  # connects
+        started = time.monotonic()
+        with pytest.raises(UnavailableError, match="within its deadline"):
+            client.recommend(client_id="c", context_item_ids=["sleep:2"])
+        assert time.monotonic() - started < 1.5
+        assert client.recommend(client_id="c", context_item_ids=["sleep:0.3"], deadline_ms=5_000).request_id == "r1"
+
+
+@pytest.mark.parametrize(
+    ("status", "raised"),
+    [
+        ("RESOURCE_EXHAUSTED", UnavailableError),
+        ("UNAVAILABLE", UnavailableError),
+        ("INVALID_ARGUMENT", InvalidEventError),
+        ("NOT_FOUND", NotFoundError),
+        ("INTERNAL", LiveshelfError),
+    ],
+)
+def test_a_status_becomes_an_error_of_the_tree(scorer: tuple[Scorer, str], status: str, raised: type[LiveshelfError]) -> None:
+    """The same for both clients, and the server's words are kept."""
+    _, address = scorer
+    with Client(address, deadline_ms=5_000) as client, pytest.raises(raised, match=f"words about {status}") as caught:
+        client.recommend(client_id="c", context_item_ids=[f"status:{status}"])
+    assert type(caught.value) is raised
+
+    async def awaited() -> None:
+        async with AsyncClient(address, deadline_ms=5_000) as client:
+            await client.rank([f"status:{status}"], client_id="c")
+
+    with pytest.raises(raised, match=f"words about {status}") as caught:
+        asyncio.run(awaited())
+    assert type(caught.value) is raised
+
+
+def test_only_the_unlogged_call_is_sent_again(scorer: tuple[Scorer, str]) -> None:
+    """SimilarItems survives two UNAVAILABLE; Recommend and Rank, which log an impression, reach the server once."""
+    servicer, address = scorer
+    with Client(address, deadline_ms=5_000) as client:
+        assert client.similar_items("unavailable_until:3").items[0].item_id == "unavailable_until:3"
+        with pytest.raises(UnavailableError):
+            client.recommend(client_id="c", context_item_ids=["unavailable_until:3"])
+        with pytest.raises(UnavailableError):
+            client.rank(["unavailable_until:3"], client_id="c")
+    assert servicer.calls == {"SimilarItems": 3, "Recommend": 1, "Rank": 1}
+
+
+def test_nobody_listening_is_said_with_the_address(unused_address: str) -> None:
+    with Client(unused_address, deadline_ms=2_000) as client, pytest.raises(UnavailableError, match=unused_address) as caught:
+        client.recommend(client_id="c")
+    assert "liveshelf status" in str(caught.value)
+
+
+def test_a_client_finds_a_scorer_that_came_back(unused_address: str) -> None:
+    """After a refused connection the channel tries again within about two seconds, not gRPC's two minutes."""
+    with Client(unused_address, deadline_ms=500) as client:
+        with pytest.raises(UnavailableError):
+            client.recommend(client_id="c")
+        server = grpc.server(ThreadPoolExecutor(1))
+        add_RecommendationServiceServicer_to_server(Scorer(), server)
+        assert server.add_insecure_port(unused_address)
+        server.start()
+        try:
+            deadline = time.monotonic() + 10
+            while True:
+                try:
+                    assert client.recommend(client_id="c").request_id == "r1"
+                    break
+                except UnavailableError:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+        finally:
+            server.stop(0).wait()
+
+
+def test_the_async_client_runs_calls_side_by_side(scorer: tuple[Scorer, str]) -> None:
+    """Three calls of 0.4 s on one channel take less than two of them in a row, and a late one is given up alone."""
+    _, address = scorer
+
+    async def run() -> tuple[list[object], float]:
+        async with AsyncClient(address, deadline_ms=5_000) as client:
+            await client.similar_items("warm")
+            started = time.monotonic()
+            answers = await asyncio.gather(
+                client.recommend(client_id="c", count=2, context_item_ids=["sleep:0.4"]),
+                client.rank(["sleep:0.4"], client_id="c"),
+                client.similar_items("sleep:0.4", deadline_ms=100),
+                return_exceptions=True,
+            )
+            return answers, time.monotonic() - started
+
+    (shelf, ranked, late), elapsed_s = asyncio.run(run())
+    assert len(shelf.items) == 2  # type: ignore[attr-defined]
+    assert ranked.request_id == "r2"  # type: ignore[attr-defined]
+    assert isinstance(late, UnavailableError)
+    assert elapsed_s < 0.8
+
+
+@pytest.fixture
+def unused_address() -> str:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
