@@ -7,7 +7,7 @@ and stays fresh within a poll.
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import structlog
@@ -37,10 +37,11 @@ class ItemMemory:
         self._thread = threading.Thread(target=self._follow, name="item-memory", daemon=True)
         self._loop = asyncio.get_running_loop()
 
-    def start(self) -> None:
+    async def __aenter__(self) -> Self:
         self._thread.start()
+        return self
 
-    async def close(self) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._stop.set()
         await asyncio.to_thread(self._thread.join)
 

@@ -5,6 +5,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 from streams.producer import EventProducer
 from streams.pseudonym import Pseudonyms
 
@@ -50,6 +51,7 @@ SECONDS = Histogram(
     ["method"],
     buckets=(0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512),
 )
+DROPPED = Gauge("liveshelf_scoring_impressions_dropped", "Impressions that never reached Kafka since the start")
 
 
 class RecommendationService(pb_grpc.RecommendationServiceServicer):
@@ -182,45 +184,49 @@ async def serve(settings: Settings) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
     rows = FeatureRows(settings, settings.store_timeout_ms / 1000)
-    memory = ItemMemory(settings)
-    memory.start()
-    producer = EventProducer(settings, IMPRESSIONS_INFLIGHT_MAX)
-    client = ModelClient(settings)
-    models = ModelFollower(client, settings.model_timeout_ms / 1000)
+    async with AsyncExitStack() as stack:
+        memory = await stack.enter_async_context(ItemMemory(settings))
+        producer = await stack.enter_async_context(EventProducer(settings, IMPRESSIONS_INFLIGHT_MAX))
+        client = await stack.enter_async_context(ModelClient(settings))
+        models = ModelFollower(client, settings.model_timeout_ms / 1000)
+        DROPPED.set_function(lambda: producer.dropped)
 
-    def log_impression(impression: Impression) -> None:
-        producer.send_nowait(IMPRESSIONS, impression.shopper.encode(), encode(impression))
+        def log_impression(impression: Impression) -> None:
+            producer.send_nowait(IMPRESSIONS, impression.shopper, encode(impression))
 
-    maker = ShelfMaker(rows, memory.table, models, default_sources(), log_impression, settings.store_timeout_ms / 1000)
-    service = RecommendationService(maker, memory, Pseudonyms.open(settings), settings.recommend_deadline_ms / 1000)
+        maker = ShelfMaker(rows, memory.table, models, default_sources(), log_impression, settings.store_timeout_ms / 1000)
+        service = RecommendationService(maker, memory, Pseudonyms.open(settings), settings.recommend_deadline_ms / 1000)
+        server, health = _server(service, settings)
+        await health.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await server.start()
+        stack.push_async_callback(server.stop, STOP_GRACE_S)
+        stack.push_async_callback(health.enter_graceful_shutdown)
+        following = asyncio.create_task(models.follow())
+        stack.callback(following.cancel)
+        preparing = asyncio.create_task(_become_ready(rows, memory, health))
+        stack.callback(preparing.cancel)
+        http = await serve_health(
+            settings.host,
+            settings.scoring_metrics_port,
+            lambda: (
+                preparing.done() and not following.done(),
+                {"items": len(memory.table), "model": models.live.version if models.live else 0},
+            ),
+        )
+        stack.push_async_callback(http.cleanup)
+        log.info("scoring", address=settings.scoring_address)
+        await stopping.wait()
+
+
+def _server(service: RecommendationService, settings: Settings) -> tuple[grpc.aio.Server, health_aio.HealthServicer]:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])  # a second scorer on this port must fail, not share it
     pb_grpc.add_RecommendationServiceServicer_to_server(service, server)
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection(
-        [SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME], server
-    )
+    health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    reflection.enable_server_reflection([SERVICE, health_name, reflection.SERVICE_NAME], server)
     server.add_insecure_port(settings.scoring_address)
-    await health.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
-    await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-    await server.start()
-    follow = asyncio.create_task(models.follow())
-    ready = asyncio.create_task(_become_ready(rows, memory, health))
-    http = await serve_health(
-        settings.host,
-        settings.scoring_metrics_port,
-        lambda: (ready.done(), {"items": len(memory.table), "model": models.live and models.live.version}),
-    )
-    log.info("scoring", address=settings.scoring_address)
-    await stopping.wait()
-    follow.cancel()
-    ready.cancel()
-    await health.enter_graceful_shutdown()
-    await server.stop(STOP_GRACE_S)
-    await memory.close()
-    await client.close()
-    await producer.close()
-    await http.cleanup()
+    return server, health
 
 
 async def _become_ready(rows: FeatureRows, memory: ItemMemory, health: health_aio.HealthServicer) -> None:
