@@ -5,6 +5,7 @@ Clients are imported and made at the first question, and kept.
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from importlib import metadata
 from typing import Any
@@ -61,15 +62,18 @@ def kafka_probe(settings: Settings) -> Probe:
     return ask
 
 
-def _store_client(settings: Settings, client: Any) -> Any:
-    """A client of class `client` for Feast's connection string: host:port[,password=…,ssl=true,db=0]."""
+def _store_client(settings: Settings, client: Any, retry: Any) -> Any:
+    """A client of class `client` for Feast's connection string: host:port[,password=…,ssl=true,db=0]. `retry` is redis' class for it:
+    the default of three retries takes 7 s to say that nobody listens."""
+    from redis.backoff import NoBackoff
+
     address, *options = settings.store_address.split(",")
     host, _, port = address.rpartition(":")
     values: dict[str, Any] = dict(option.split("=", 1) for option in options)
     if "ssl" in values:
         values["ssl"] = values["ssl"].lower() == "true"
     timeouts = {"socket_timeout": PROBE_TIMEOUT_S, "socket_connect_timeout": PROBE_TIMEOUT_S}
-    return client(host=host, port=int(port), **values, **timeouts)
+    return client(host=host, port=int(port), retry=retry(NoBackoff(), 0), **values, **timeouts)
 
 
 def store_probe(settings: Settings) -> Probe:
@@ -77,9 +81,10 @@ def store_probe(settings: Settings) -> Probe:
 
     async def ask() -> None:
         from redis.asyncio import Redis
+        from redis.asyncio.retry import Retry
         from redis.exceptions import RedisError
 
-        client = _store_client(settings, Redis)
+        client = _store_client(settings, Redis, Retry)
         try:
             await client.ping()
         except (RedisError, OSError, TimeoutError) as error:
@@ -94,8 +99,9 @@ def store_version(settings: Settings) -> str:
     """Name and version that the store says of itself; `yours` if it will not."""
     from redis import Redis
     from redis.exceptions import RedisError
+    from redis.retry import Retry
 
-    client = _store_client(settings, Redis)
+    client = _store_client(settings, Redis, Retry)
     try:
         info = client.info("server")
     except (RedisError, OSError):
@@ -160,4 +166,6 @@ def grpc_channel_probe(address: str) -> Probe:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno)
     return str(error) or type(error).__name__

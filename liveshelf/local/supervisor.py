@@ -155,17 +155,20 @@ class Supervisor:
 
     async def _start(self, part: Part, seen: PartState) -> asyncio.subprocess.Process:
         assert part.command is not None
-        # Each time anew: storage, jars and free ports may have changed since.
-        command = await asyncio.to_thread(part.command)
-        with _open_log(seen.log) as output:
-            process = await asyncio.create_subprocess_exec(
-                *dying_with_parent(command),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=role_environment(self.settings, os.environ),
-                **OWN_SESSION,
-            )
+        try:
+            # Each time anew: storage, jars and free ports may have changed since.
+            command = await asyncio.to_thread(part.command)
+            with _open_log(seen.log) as output:
+                process = await asyncio.create_subprocess_exec(
+                    *dying_with_parent(command),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=role_environment(self.settings, os.environ),
+                    **OWN_SESSION,
+                )
+        except OSError as error:
+            raise UnavailableError(f"{part.name} cannot be started: {error}. Try `liveshelf doctor`.") from error
         self._processes[part.name] = process
         self._changed(seen, state.STARTING, pid=process.pid, started_s=state.creation_time(process.pid))
         return process

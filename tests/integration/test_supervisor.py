@@ -18,7 +18,7 @@ import pytest
 
 from liveshelf.errors import ConflictError, UnavailableError
 from liveshelf.local import state
-from liveshelf.local.parts import Part
+from liveshelf.local.parts import Part, parts
 from liveshelf.local.probes import http_probe
 from liveshelf.local.supervisor import Supervisor
 from liveshelf.settings import Settings
@@ -63,8 +63,8 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 
 
 @asynccontextmanager
-async def supervised(settings: Settings, *parts: Part) -> AsyncIterator[dict[str, state.PartState]]:
-    async with Supervisor(settings, list(parts)) as running:
+async def supervised(settings: Settings, *some: Part) -> AsyncIterator[dict[str, state.PartState]]:
+    async with Supervisor(settings, list(some)) as running:
         yield {part.name: part for part in running.state.parts}
 
 
@@ -97,13 +97,13 @@ def test_a_killed_part_comes_back(tmp_path: Path) -> None:
     """kill -9 of a part: another process, healthy, one restart counted, its neighbour untouched."""
 
     async def run() -> None:
-        async with supervised(local_settings(tmp_path), small_part("victim", "brood"), small_part("bystander")) as parts:
-            victim, old, bystander = parts["victim"], parts["victim"].pid, parts["bystander"].pid
+        async with supervised(local_settings(tmp_path), small_part("victim", "brood"), small_part("bystander")) as seen:
+            victim, old, bystander = seen["victim"], seen["victim"].pid, seen["bystander"].pid
             brood = psutil.Process(old).children()
             os.kill(old, signal.SIGKILL)
             await until(lambda: victim.health == state.HEALTHY and victim.pid not in (0, old), "victim healthy again")
             await http_probe(victim.address)()
-            assert (victim.restarts, parts["bystander"].pid, parts["bystander"].restarts) == (1, bystander, 0)
+            assert (victim.restarts, seen["bystander"].pid, seen["bystander"].restarts) == (1, bystander, 0)
             await until(lambda: not any(child.is_running() for child in brood), "children of the killed part gone")
 
     asyncio.run(run())
@@ -132,8 +132,8 @@ def test_a_part_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("liveshelf.local.supervisor.STOP_TIMEOUT_S", 0.3)
 
     async def run() -> int:
-        async with supervised(local_settings(tmp_path), small_part("deaf", "stubborn")) as parts:
-            return parts["deaf"].pid
+        async with supervised(local_settings(tmp_path), small_part("deaf", "stubborn")) as seen:
+            return seen["deaf"].pid
 
     assert not psutil.pid_exists(asyncio.run(run()))
 
@@ -160,6 +160,20 @@ def test_a_part_that_cannot_start_ends_the_run(tmp_path: Path) -> None:
     state.lock_data_dir(settings).close()  # the lock is free again
 
 
+def test_a_part_whose_files_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
+    """A regular file stands where Valkey's directory should be: said in one line, and nothing is left."""
+    (tmp_path / "store").touch()
+    settings = local_settings(tmp_path)
+
+    async def run() -> None:
+        async with supervised(settings, *(part for part in parts(settings) if part.name == "store")):
+            pass
+
+    with pytest.raises(UnavailableError, match=r"store cannot be started: .*liveshelf doctor"):
+        asyncio.run(run())
+    assert state.read_state(settings) is None
+
+
 def test_port_in_use_names_part_port_setting_and_holder(tmp_path: Path) -> None:
     settings = local_settings(tmp_path)
     port = free_port()
@@ -183,10 +197,10 @@ def test_second_supervisor_is_refused_by_pid(tmp_path: Path) -> None:
     settings = local_settings(tmp_path)
 
     async def run() -> None:
-        async with supervised(settings, small_part("one")) as parts:
+        async with supervised(settings, small_part("one")) as seen:
             with pytest.raises(ConflictError, match=rf"already runs in {tmp_path} \(pid {os.getpid()}\)"):
                 await Supervisor(settings, [small_part("two")]).__aenter__()
-            await http_probe(parts["one"].address)()
+            await http_probe(seen["one"].address)()
             assert state.running_state(settings) is not None
 
     asyncio.run(run())
@@ -271,3 +285,24 @@ def test_signals_end_it_in_order(number: signal.Signals, tmp_path: Path) -> None
         gone, alive = psutil.wait_procs(family, timeout=5)
     assert (len(gone), alive) == (3, [])
     assert state.read_state(Settings(data_dir=str(tmp_path))) is None
+
+
+def test_other_terminals_see_and_stop_it(tmp_path: Path) -> None:
+    """status, logs and down find the supervisor by its data directory."""
+    root = str(Path(__file__).parents[2])
+
+    def liveshelf(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": root, "LIVESHELF_DATA_DIR": str(tmp_path)}
+        command = [sys.executable, "-m", "liveshelf.cli.main", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+    with supervisor_process(tmp_path) as (process, parts):
+        status = liveshelf("status", "--json")
+        assert status.returncode == 0
+        seen = json.loads(status.stdout)
+        assert (seen["pid"], [part["pid"] for part in seen["parts"]]) == (process.pid, [part.pid for part in parts])
+        assert liveshelf("logs", "one", "-n", "1").stdout.splitlines()[0].endswith("200 -")
+        down = liveshelf("down")
+        assert (down.returncode, down.stdout) == (0, "Stopped 2 parts.\n")
+        assert psutil.wait_procs(parts, timeout=5)[1] == []
+        assert liveshelf("status").returncode == 3
