@@ -1,0 +1,93 @@
+"""Real parts for tests: one Kafka and one Valkey a session, on free ports, in a temporary directory, gone at the end.
+
+The jars come from the user's cache; LIVESHELF_CACHE_DIR and LIVESHELF_MAVEN_REPOSITORY are honoured, other settings are not.
+"""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from liveshelf.local.kafka import kafka_command
+from liveshelf.local.process import OWN_SESSION, dying_with_parent
+from liveshelf.local.valkey import valkey_command
+from liveshelf.settings import Settings
+
+HOST = "127.0.0.1"
+START_DEADLINE_S = 60
+STOP_DEADLINE_S = 20
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def local_settings(data_dir: Path, **changes: object) -> Settings:
+    """Settings in `data_dir` with every port free, so that no test meets another or a running Liveshelf."""
+    ports = {name: free_port() for name in Settings.__struct_fields__ if name.endswith("_port")}
+    kept = {
+        name: os.environ[key] for name in ("cache_dir", "maven_repository") if (key := f"LIVESHELF_{name.upper()}") in os.environ
+    }
+    return msgspec.structs.replace(Settings(), **{"data_dir": str(data_dir), **ports, **kept, **changes})
+
+
+@contextmanager
+def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is gone when the block ends, or when pytest dies."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(dying_with_parent(command), stdout=output, stderr=output, **OWN_SESSION)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_DEADLINE_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex((HOST, port)) == 0:
+                return
+        time.sleep(0.05)
+    pytest.fail(f"nothing listens on {port}; its log ends:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings of a real broker with every topic of the loop. `data_dir` is a temporary one; other ports are free ones."""
+    from streams.topics import ensure_topics
+
+    home = tmp_path_factory.mktemp("kafka")
+    settings = local_settings(home)
+    log = home / "kafka.log"
+    with running(kafka_command(settings), log) as process:
+        wait_for_port(settings.kafka_port, process, log)
+        settings = msgspec.structs.replace(settings, kafka=settings.kafka_address)
+        ensure_topics(settings, START_DEADLINE_S)
+        yield settings
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of a real, empty Valkey: what `Settings.store` takes."""
+    home = tmp_path_factory.mktemp("store")
+    settings = local_settings(home)
+    log = home / "valkey.log"
+    with running(valkey_command(settings), log) as process:
+        wait_for_port(settings.store_port, process, log)
+        yield settings.store_address
