@@ -49,6 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     collector_port: int = 18080
     scoring_port: int = 18090
     agents_metrics_port: int = 18081
+    joiner_metrics_port: int = 18083
     scoring_metrics_port: int = 18091
     trainer_port: int = 18082
     """HTTP of the trainer: health, metrics, and a step on demand."""

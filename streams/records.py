@@ -30,6 +30,8 @@ class Impression(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     session: str = ""
     time_ms: int
     placement: str = ""
+    context_items: list[str] = []
+    """Items on the page; in `features` they already stand among the shopper's recent ones."""
     model_version: int = 0
     degraded: str = ""
     items: list[str]

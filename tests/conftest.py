@@ -42,10 +42,10 @@ def local_settings(data_dir: Path, **changes: object) -> Settings:
 
 
 @contextmanager
-def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: list[str], log: Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is gone when the block ends, or when pytest dies."""
     with log.open("ab") as output:
-        process = subprocess.Popen(dying_with_parent(command), stdout=output, stderr=output, **OWN_SESSION)
+        process = subprocess.Popen(dying_with_parent(command), stdout=output, stderr=output, env=env, **OWN_SESSION)
     try:
         yield process
     finally:

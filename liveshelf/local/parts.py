@@ -1,6 +1,7 @@
 """The table of parts: what `liveshelf up` starts, in which order, where each listens and how its health is asked.
 
     kafka ─▶ (topics) ─▶ collector
+      │                  joiner
       │                  agents ◀─ store
       └─────────────────▶ model-server, scoring, trainer
 
@@ -123,6 +124,14 @@ def _our_parts(settings: Settings) -> list[Part]:
         health=probes.http_probe(url(settings.agents_metrics_port, "/readyz")),
         after=("kafka", "store"),
     )
+    joiner = Part(
+        name="joiner",
+        address=url(settings.joiner_metrics_port, "/metrics"),
+        command=_role("streams.joiner"),
+        ports={"joiner_metrics_port": settings.joiner_metrics_port},
+        health=probes.http_probe(url(settings.joiner_metrics_port, "/readyz")),
+        after=("kafka",),
+    )
     scoring = Part(
         name="scoring",
         address=settings.scoring_address,
@@ -139,4 +148,4 @@ def _our_parts(settings: Settings) -> list[Part]:
         health=probes.http_probe(url(settings.trainer_port, "/healthz")),
         after=("kafka",),
     )
-    return [collector, agents, scoring, trainer]
+    return [collector, agents, joiner, scoring, trainer]

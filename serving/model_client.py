@@ -1,0 +1,131 @@
+"""The scorer's client of the model server: TensorFlow Serving's gRPC API with numpy arrays, without importing TensorFlow."""
+
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from liveshelf.errors import NotFoundError, UnavailableError
+from liveshelf.settings import Settings
+from serving import tfserving_pb2 as pb
+from serving.tensors import Array, decode_tensor, encode_tensor
+
+AVAILABLE = 30  # tensorflow.serving.ModelVersionStatus.State
+MESSAGE_BYTES_MAX = 64 * 2**20  # as the server
+STATUS_TIMEOUT_S = 1.0  # nobody waits for it: the scorer asks in the background
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    # gRPC backs off up to 2 minutes by default; a restarted model server is to be found again within a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class ModelUnavailableError(UnavailableError):
+    """`reason` is fit for counting: `model_server_unavailable`, `model_server_timeout`, or `model_refused` (it answered with an error)."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+class ModelNotFoundError(NotFoundError):
+    """The model server has no such version (any more)."""
+
+    reason = "model_version_not_found"
+
+
+class ModelClient:
+    """Asks one model of one model server. Create it inside a running event loop, and close it (or use `async with`)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._address, self._model = settings.model_server_address, settings.model_name
+        self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+        self._predict = self._channel.unary_unary(
+            "/tensorflow.serving.PredictionService/Predict",
+            request_serializer=pb.PredictRequest.SerializeToString,
+            response_deserializer=pb.PredictResponse.FromString,
+        )
+        self._status = self._channel.unary_unary(
+            "/tensorflow.serving.ModelService/GetModelStatus",
+            request_serializer=pb.GetModelStatusRequest.SerializeToString,
+            response_deserializer=pb.GetModelStatusResponse.FromString,
+        )
+
+    async def versions(self) -> list[int]:
+        """Versions that can be asked now, newest first; empty while there is no model yet.
+
+        Raises:
+            ModelUnavailableError: no answer, or an error.
+        """
+        request = pb.GetModelStatusRequest(model_spec=pb.ModelSpec(name=self._model))
+        try:
+            response = await self._status(request, timeout=STATUS_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return []
+            raise self._error(error) from error
+        return sorted((s.version for s in response.model_version_status if s.state == AVAILABLE), reverse=True)
+
+    async def predict(
+        self,
+        version: int,
+        signature: str,
+        inputs: dict[str, Array],
+        timeout_s: float,
+        outputs: tuple[str, ...] | None = None,
+    ) -> dict[str, Array]:
+        """Run `signature` of exactly `version`. Arrays carry the batch axis first; string outputs are object arrays of bytes.
+
+        Args:
+            timeout_s: the whole call, seconds.
+            outputs: compute and return only these; all when None.
+
+        Raises:
+            ModelNotFoundError: the server has no such model or version now. Ask `versions()` and take another.
+            ModelUnavailableError: no answer in time, or the model refused the request; see `reason`.
+            ValueError: an input array has no tensor form.
+        """
+        request = pb.PredictRequest(output_filter=outputs or ())
+        request.model_spec.name = self._model
+        request.model_spec.version.value = version
+        request.model_spec.signature_name = signature
+        for name, array in inputs.items():
+            encode_tensor(array, request.inputs[name])
+        try:
+            response = await self._predict(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error, version) from error
+        try:
+            return {name: decode_tensor(tensor) for name, tensor in response.outputs.items()}
+        except ValueError as error:
+            raise ModelUnavailableError(
+                "model_refused", f"model {self._model} version {version}: unreadable answer: {error}"
+            ) from error
+
+    def _error(self, error: grpc.aio.AioRpcError, version: int | None = None) -> Exception:
+        code, detail = error.code(), error.details() or ""
+        what = f"model {self._model}" + (f" version {version}" if version is not None else "")
+        if code is grpc.StatusCode.NOT_FOUND:
+            return ModelNotFoundError(f"{what}: {detail}. Ask for a version that is available.")
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+            return ModelUnavailableError(
+                "model_server_unavailable", f"model server at {self._address} does not answer: {detail}. Is it up?"
+            )
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return ModelUnavailableError(
+                "model_server_timeout", f"model server at {self._address} did not answer in time for {what}."
+            )
+        return ModelUnavailableError("model_refused", f"{what} refused the request ({code.name}): {detail}")
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()

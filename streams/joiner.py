@@ -1,0 +1,144 @@
+"""FEEDBACK → EXAMPLE: the Faust agents that join `impressions` with `clickstream` into `training-examples`. `python -m streams.joiner`.
+
+A consumer group of its own: it acknowledges a record only when no open window needs it, so that a crash rebuilds the windows from the
+log, and the features' offsets need not wait for that. A crash between producing and committing repeats examples; they carry their
+request id, and the trainer takes each once.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+import faust
+import msgspec
+import structlog
+from prometheus_client import Counter, Gauge
+
+from features.events import Event
+from liveshelf.settings import Settings, load_settings
+from streams.faust_app import create_app, run_worker
+from streams.health import serve_health
+from streams.join import Join
+from streams.logs import configure_logs
+from streams.records import Impression, decode, encode
+from streams.topics import CLICKSTREAM, IMPRESSIONS, TRAINING_EXAMPLES
+
+log = structlog.get_logger()
+
+CLOSE_EVERY_S = 0.25
+EXAMPLES = Counter(
+    "liveshelf_joiner_examples_total", "Examples produced, by whether anything on the shelf was clicked", ["clicked"]
+)
+UNDECODABLE = Counter(
+    "liveshelf_joiner_undecodable_total", "Records passed over (the feature agents put them into clickstream-rejected)"
+)
+OPEN = Gauge("liveshelf_joiner_open_impressions", "Impressions whose window is not over", ["partition"])
+
+
+class Reading:
+    """How far each partition was processed, against its end: an idle shop's windows close by the clock once all is read."""
+
+    def __init__(self) -> None:
+        self.next_offset: dict[Any, int] = {}
+        self._idle_position: dict[Any, int] = {}
+
+    async def at_end(self, consumer: Any, tp: Any) -> bool:
+        end = consumer.highwater(tp)
+        if end is None:
+            return False
+        if tp in self.next_offset:
+            return self.next_offset[tp] >= end
+        # Nothing processed since the assignment: at the end when the position was there a tick ago already, with nothing in between.
+        position = await consumer.position(tp)
+        was, self._idle_position[tp] = self._idle_position.get(tp), position
+        return position is not None and position >= end and was == position
+
+
+def create(settings: Settings) -> faust.App:
+    """The app with its agents and the task that closes windows."""
+    app = create_app("liveshelf-joiner", settings)
+    clickstream = app.topic(CLICKSTREAM, value_type=bytes, key_type=bytes)
+    impressions = app.topic(IMPRESSIONS, value_type=bytes, key_type=bytes)
+    examples = app.topic(TRAINING_EXAMPLES, value_type=bytes, key_type=bytes)
+    joins: dict[int, Join[Any]] = {}
+    reading = Reading()
+    closed_at = time.monotonic()
+
+    def readiness() -> tuple[bool, dict[str, Any]]:
+        alive = time.monotonic() - closed_at < 100 * CLOSE_EVERY_S
+        return bool(joins) and alive, {
+            "partitions": sorted(joins),
+            "open": {str(p): len(join) for p, join in sorted(joins.items())},
+        }
+
+    @app.task
+    async def start() -> None:
+        await serve_health(settings.host, settings.joiner_metrics_port, readiness)
+
+    @app.on_partitions_assigned.connect
+    async def assigned(sender: faust.App, assigned: set[Any], **_: Any) -> None:
+        # Everything that was not acknowledged comes again, so the windows are built anew.
+        reading.next_offset.clear()
+        joins.clear()
+        joins.update({tp.partition: Join(settings.feedback_window_s * 1000) for tp in assigned if tp.topic == IMPRESSIONS})
+        log.info("partitions assigned", partitions=sorted(joins))
+
+    @app.agent(clickstream)
+    async def take_events(stream: faust.StreamT) -> None:
+        async for event in stream.noack().events():
+            _take(event, Event, Join.add_event)
+
+    @app.agent(impressions)
+    async def take_impressions(stream: faust.StreamT) -> None:
+        async for event in stream.noack().events():
+            _take(event, Impression, Join.add_impression)
+
+    def _take(event: faust.EventT, kind: Any, add: Any) -> None:
+        message = event.message
+        reading.next_offset[message.tp] = message.offset + 1
+        join = joins.get(message.partition)
+        try:
+            record = decode(kind, event.value)
+        except msgspec.DecodeError:
+            UNDECODABLE.inc()
+            event.ack()
+            return
+        if join is not None:
+            add(join, record, int(message.timestamp * 1000), event)
+
+    @app.task
+    async def close_windows() -> None:
+        nonlocal closed_at
+        while not app.should_stop:
+            await app.sleep(CLOSE_EVERY_S)
+            closed_at = time.monotonic()
+            for tp in list(app.consumer.assignment()):
+                join = joins.get(tp.partition)
+                if join is None or tp.topic != IMPRESSIONS:
+                    continue
+                now_ms = int(time.time() * 1000)  # before the look at the ends: what comes after it is newer
+                if all([await reading.at_end(app.consumer, tp._replace(topic=name)) for name in (CLICKSTREAM, IMPRESSIONS)]):
+                    join.caught_up(now_ms)
+                await _produce(tp.partition, join)
+
+    async def _produce(partition: int, join: Join[Any]) -> None:
+        closed = join.close()
+        sent = [await examples.send(key=e.shopper.encode(), value=encode(e), partition=partition) for e in closed.examples]
+        await asyncio.gather(*sent)
+        for example in closed.examples:
+            EXAMPLES.labels("yes" if any(example.clicked) else "no").inc()
+        for event in closed.tokens:
+            event.ack()
+        OPEN.labels(partition).set(len(join))
+
+    return app
+
+
+def main() -> None:
+    configure_logs()
+    settings = load_settings()
+    run_worker(lambda: create(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The Faust workers on a real broker and a real store: log in, rows and examples out, through a kill -9."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from features.events import Event, EventItem
+from features.fold import fold_item, fold_shopper
+from features.rows import FeaturesAsServed, ItemColumns, ItemRow, ShopperRow
+from features.store import FeatureRows
+from liveshelf.settings import Settings
+from streams.records import Example, Impression, Rejected, decode, encode
+from streams.topics import (
+    CLICKSTREAM,
+    CLICKSTREAM_REJECTED,
+    IMPRESSIONS,
+    ITEM_UPDATES,
+    PARTITIONER,
+    TRAINING_EXAMPLES,
+    kafka_config,
+)
+from tests.conftest import local_settings, running
+
+DEADLINE_S = 90
+
+
+@pytest.fixture(scope="module")
+def settings(kafka: Settings, store: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return msgspec.structs.replace(
+        local_settings(tmp_path_factory.mktemp("agents")),
+        kafka=kafka.kafka,
+        store=store,
+        partitions=kafka.partitions,
+        feedback_window_s=2,
+    )
+
+
+def role(settings: Settings, module: str, log: Path) -> subprocess.Popen[bytes]:
+    changed = {f: getattr(settings, f) for f in Settings.__struct_fields__}
+    env = {f"LIVESHELF_{name.upper()}": str(value) for name, value in changed.items()}
+    return running([sys.executable, "-m", module], log, env={**os.environ, **env})
+
+
+def until(condition: Callable[[], object], what: str, worker: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline and worker.poll() is None:
+        if condition():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"not within {DEADLINE_S} s: {what}; the log ends:\n{log.read_text()[-3000:]}")
+
+
+def ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def producer(settings: Settings) -> Iterator[Producer]:
+    producer = Producer(kafka_config(settings) | {"partitioner": PARTITIONER, "enable.idempotence": True})
+    yield producer
+    producer.flush(10)
+
+
+def read_all(settings: Settings, topic: str) -> list[tuple[int, int, bytes, bytes]]:
+    """(partition, offset, key, value) of everything that stands in `topic` now."""
+    consumer = Consumer(kafka_config(settings) | {"group.id": "test", "enable.auto.commit": False})
+    try:
+        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in partitions}
+        consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
+        records: list[tuple[int, int, bytes, bytes]] = []
+        while any(tp.offset < ends[tp.partition] for tp in consumer.position(consumer.assignment()) if ends[tp.partition]):
+            for m in consumer.consume(1000, 1.0):
+                assert m.error() is None
+                records.append((m.partition(), m.offset(), m.key(), m.value()))
+        return records
+    finally:
+        consumer.close()
+
+
+def undisturbed(log: list[tuple[int, int, bytes, bytes]]) -> tuple[dict[str, ShopperRow], dict[tuple[str, int], ItemRow]]:
+    """The rows that the log folds into, without workers or stores."""
+    shoppers: dict[str, ShopperRow] = {}
+    items: dict[tuple[str, int], ItemRow] = {}
+    for partition, offset, _, value in sorted(log, key=lambda r: r[:2]):
+        try:
+            event = decode(Event, value)
+        except msgspec.DecodeError:
+            continue
+        row = shoppers.setdefault(event.shopper, ShopperRow(shopper=event.shopper))
+        deltas = fold_shopper(row, event, partition, offset)
+        for item in dict.fromkeys(d.item for d in deltas):
+            item_row = items.setdefault((item, partition), ItemRow(item=item, partition=partition))
+            fold_item(item_row, [d for d in deltas if d.item == item], offset)
+    return shoppers, items
+
+
+def random_events(seed: int, count: int, prefix: str) -> list[Event]:
+    rng = random.Random(seed)
+    names = ["view_item_list", "view_item", "view_item", "select_item", "add_to_cart", "purchase"]
+    events = []
+    for n in range(count):
+        picked = [
+            EventItem(item_id=f"{prefix}i{rng.randrange(40)}", item_category=f"c{rng.randrange(5)}")
+            for _ in range(rng.randint(1, 4))
+        ]
+        events.append(
+            Event(
+                event_id=f"{prefix}{n if rng.random() > 0.05 else max(n - 1, 0)}",
+                event_name=rng.choice(names),
+                shopper=f"{prefix}s{rng.randrange(60)}",
+                time_ms=1_700_000_000_000 + n * 1000 - rng.randrange(5000),
+                items=tuple(picked),
+            )
+        )
+    return events
+
+
+def test_rows_equal_an_undisturbed_fold_through_a_kill(settings: Settings, producer: Producer, tmp_path: Path) -> None:
+    """Kill -9 in the middle of a stream, restart: every shopper row equals the pure fold of the log bit for bit, every item row too."""
+    log = tmp_path / "agents.log"
+    events = random_events(1, 3000, "kill-")
+    with role(settings, "streams.agents", log) as worker:
+        until(lambda: ready(settings.agents_metrics_port), "the worker is ready", worker, log)
+        for event in events[:2000]:
+            producer.produce(CLICKSTREAM, encode(event), event.shopper.encode())
+        producer.produce(CLICKSTREAM, b"not json", b"kill-s1")
+        producer.flush(10)
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait()
+    for event in events[2000:]:
+        producer.produce(CLICKSTREAM, encode(event), event.shopper.encode())
+    producer.flush(10)
+    shoppers, items = undisturbed([r for r in read_all(settings, CLICKSTREAM) if r[2].startswith(b"kill-")])
+    rows = FeatureRows(settings, 5.0)
+    with role(settings, "streams.agents", log) as worker:
+        until(lambda: rows.applied() and rows.read_shoppers(sorted(shoppers)) == shoppers, "rows equal the fold", worker, log)
+    assert rows.read_items(sorted(items)) == items
+    latest = {(m[2].decode(), m[0]): decode(ItemRow, m[3]) for m in read_all(settings, ITEM_UPDATES)}
+    assert {key: row for key, row in latest.items() if key in items} == items
+    refused = [decode(Rejected, m[3]) for m in read_all(settings, CLICKSTREAM_REJECTED)]
+    assert (b"not json", "undecodable_record") in [(r.original, r.reason) for r in refused]
+
+
+def test_a_click_on_a_shelf_becomes_one_labelled_example(settings: Settings, producer: Producer, tmp_path: Path) -> None:
+    """An impression and the click that names it make one example with one label, also when the worker dies while the window is open."""
+    log = tmp_path / "joiner.log"
+    now = int(time.time() * 1000)
+    features = FeaturesAsServed(
+        now, ShopperRow(shopper="join-s"), ItemColumns(["a", "b", "c"], [[0.0] * 9] * 3, [1.0] * 3, [""] * 3, [""] * 3, [0.0] * 3)
+    )
+    impression = Impression(
+        request_id="join-r", shopper="join-s", time_ms=now, items=["a", "b", "c"], scores=[3, 2, 1], sources=["trending"] * 3,
+        propensities=[1.0] * 3, features=features,
+    )  # fmt: skip
+    click = Event(
+        event_id="join-e",
+        event_name="select_item",
+        shopper="join-s",
+        time_ms=now + 1,
+        items=(EventItem(item_id="b"),),
+        request_id="join-r",
+    )
+    with role(settings, "streams.joiner", log) as worker:
+        until(lambda: ready(settings.joiner_metrics_port), "the joiner is ready", worker, log)
+        producer.produce(IMPRESSIONS, encode(impression), b"join-s")
+        producer.produce(CLICKSTREAM, encode(click), b"join-s")
+        producer.flush(10)
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait()
+    with role(settings, "streams.joiner", log) as worker:
+        until(lambda: any(m[2] == b"join-s" for m in read_all(settings, TRAINING_EXAMPLES)), "the example is produced", worker, log)
+    mine = [decode(Example, m[3]) for m in read_all(settings, TRAINING_EXAMPLES) if m[2] == b"join-s"]
+    assert [(e.request_id, e.clicked, e.carted, e.purchased) for e in mine] == [("join-r", [0, 1, 0], [0, 0, 0], [0, 0, 0])]
+    assert mine[0].features == features
