@@ -94,11 +94,19 @@ def batches(records: Sequence[bytes]) -> Iterator[list[bytes]]:
         yield batch
 
 
+class _Refusal(msgspec.Struct):
+    """`streams.wire.Refusal`, as far as a sender counts it."""
+
+    field: str
+    expected: str
+    reason: str
+
+
 class _Answer(msgspec.Struct):
-    """The part of the collector's answer that a sender needs."""
+    """`streams.wire.Answer`, or what any other answer leaves of it."""
 
     accepted: int = 0
-    rejected: list[dict[str, object]] = []
+    rejected: list[_Refusal] = []
 
 
 def _receipt(answer: httpx.Response, records: int) -> Receipt:
@@ -112,4 +120,4 @@ def _receipt(answer: httpx.Response, records: int) -> Receipt:
         raise LiveshelfError(f"{answer.request.url} answered {answer.status_code}: {answer.text[:300]}")
     if said.accepted + len(said.rejected) != records:
         raise LiveshelfError(f"{answer.request.url} took {records} records and accounts for another number: {answer.text[:300]}")
-    return Receipt(said.accepted, tuple(str(one) for one in said.rejected))
+    return Receipt(said.accepted, tuple(f"{one.reason}: {one.field}: expected {one.expected}" for one in said.rejected))

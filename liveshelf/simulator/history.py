@@ -15,7 +15,7 @@ HOURS: Floats = 1.0 + 0.6 * np.cos(2.0 * np.pi * (np.arange(24) + 0.5) / 24.0)
 
 
 def history(shop: Shop, days: float) -> list[SimulatedEvent]:
-    """`days` of events in order of event time; `time_ms` counts from the last event (0) backwards."""
+    """`days` of events in order of event time; their times count from the last event (0) backwards."""
     rng = np.random.default_rng([shop.seed, 2])
     count = max(1, round(len(shop.shoppers) * days * VISITS_PER_SHOPPER_DAY))
     starts = np.sort(-days + _times(rng, count, days))
@@ -27,13 +27,13 @@ def history(shop: Shop, days: float) -> list[SimulatedEvent]:
         for n, action in enumerate(visit(shop, shopper, day, own, merchandised(shop, own))):
             time_ms += action.after_s * 1_000.0
             events.append(to_event(shop, shopper, action, session_id=session_id, number=n, time_ms=int(time_ms)))
-    events.sort(key=lambda event: (event.time_ms, event.event_id))
-    return shifted(events, -events[-1].time_ms) if events else []
+    events.sort(key=lambda event: (event.timestamp_micros, event.event_id))
+    return shifted(events, -events[-1].timestamp_micros // 1_000) if events else []
 
 
 def shifted(events: Iterable[SimulatedEvent], by_ms: int) -> list[SimulatedEvent]:
     """The same events, `by_ms` later."""
-    return [msgspec.structs.replace(event, time_ms=event.time_ms + by_ms) for event in events]
+    return [msgspec.structs.replace(event, timestamp_micros=event.timestamp_micros + by_ms * 1_000) for event in events]
 
 
 def _times(rng: np.random.Generator, count: int, days: float) -> Floats:

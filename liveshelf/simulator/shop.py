@@ -121,12 +121,16 @@ class Shop:
         """float [K]: the shopper's leaning towards each category on `day`, in logits."""
         return self._turned(self._category_taste, shopper, day)
 
+    def brand_taste(self, shopper: int, day: float) -> Floats:
+        """float [B]: the shopper's leaning towards each brand on `day`, in logits."""
+        return self._turned(self._brand_taste, shopper, day)
+
     def utility(self, shopper: int, day: float) -> Floats:
         """float [I]: how much the shopper wants each item on `day`, in logits around 0."""
         purse = (self._price_z - self._purse[shopper]) ** 2
         return (  # type: ignore[no-any-return]
             self.category_taste(shopper, day)[self.category]
-            + self._turned(self._brand_taste, shopper, day)[self.brand]
+            + self.brand_taste(shopper, day)[self.brand]
             + self.appeal
             - PRICE_TASTE * purse
         )

@@ -56,7 +56,7 @@ class SimulatedEvent(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     client_id: str
     user_id: str = ""
     session_id: str
-    time_ms: int
+    timestamp_micros: int
     items: tuple[EventItem, ...] = ()
     request_id: str = ""
     transaction_id: str = ""
@@ -123,7 +123,7 @@ def to_event(shop: Shop, shopper: int, action: Action, *, session_id: str, numbe
         client_id=who.client_id,
         user_id=who.user_id,
         session_id=session_id,
-        time_ms=time_ms,
+        timestamp_micros=time_ms * 1_000,
         items=action.items,
         request_id=action.request_id,
         transaction_id=f"order-{event_id}" if action.transaction else "",

@@ -10,7 +10,7 @@ import pytest
 from features.events import EVENT_NAMES
 from liveshelf.simulator.history import DAY_MS, history, shifted
 from liveshelf.simulator.shop import AISLES, Shop
-from liveshelf.simulator.visits import Page, Shelf, SimulatedEvent, event_item, merchandised, visit
+from liveshelf.simulator.visits import CLICK_AT, Page, Shelf, SimulatedEvent, event_item, merchandised, visit
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_one_seed_gives_one_shop_byte_for_byte(shop: Shop, past: list[SimulatedE
 def test_a_later_start_shifts_times_and_nothing_else(past: list[SimulatedEvent]) -> None:
     now_ms = 1_800_000_000_000
     moved = shifted(past, now_ms)
-    assert moved[-1].time_ms == now_ms
+    assert moved[-1].timestamp_micros == now_ms * 1_000
     assert _digest(shifted(moved, -now_ms)) == _digest(past)
 
 
@@ -62,7 +62,7 @@ def test_catalog_is_readable_and_priced(shop: Shop) -> None:
 
 
 def test_history_is_in_order_with_unique_ids_and_ends_now(past: list[SimulatedEvent]) -> None:
-    times = [event.time_ms for event in past]
+    times = [event.timestamp_micros / 1_000 for event in past]
     assert times == sorted(times)
     assert times[-1] == 0
     assert -5.2 * DAY_MS < times[0] < -4 * DAY_MS
@@ -123,6 +123,19 @@ def test_views_follow_hidden_taste(shop: Shop, past: list[SimulatedEvent]) -> No
     assert float(np.median(correlations)) > 0.6
 
 
+def test_views_follow_hidden_brand_taste(shop: Shop, past: list[SimulatedEvent]) -> None:
+    """Among the items of one category, those viewed are of brands that the shopper likes better than the category's average."""
+    at_client = {shopper.client_id: shopper.index for shopper in shop.shoppers}
+    lift = []
+    for event in past:
+        if event.event_name == "view_item":
+            at = shop.index(event.items[0].item_id)
+            assert at is not None
+            taste = shop.brand_taste(at_client[event.client_id], -2.5)[shop.brand]
+            lift.append(taste[at] - taste[shop.category == shop.category[at]].mean())
+    assert float(np.mean(lift)) > 0.25
+
+
 def test_popular_items_are_those_with_appeal(shop: Shop, past: list[SimulatedEvent]) -> None:
     views = Counter(event.items[0].item_id for event in past if event.event_name == "view_item")
     counts = [views[item.item_id] for item in shop.catalog]
@@ -131,11 +144,11 @@ def test_popular_items_are_those_with_appeal(shop: Shop, past: list[SimulatedEve
 
 
 def test_clicks_fall_with_position_though_the_items_are_alike(shop: Shop) -> None:
-    """One item shown at all ten positions: the first place is clicked more than twice as often as the last."""
-    at = int(np.argmax(shop.utility(0, 0.0)))
+    """One item, wanted a little, shown at all ten positions: the first place is clicked more than twice as often as the last."""
+    at = int(np.argmin(np.abs(shop.utility(0, 0.0) - (CLICK_AT - 2.0))))
     shelf = Shelf([shop.catalog[at].item_id] * 10)
     clicked: Counter[int] = Counter()
-    for n in range(400):
+    for n in range(600):
         for action in visit(shop, 0, 0.0, np.random.default_rng(n), lambda page: shelf):
             if action.name == "select_item":
                 clicked[action.items[0].index] += 1
