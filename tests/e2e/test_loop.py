@@ -7,12 +7,12 @@ import uuid
 
 import psutil
 from confluent_kafka import Consumer, TopicPartition
-from streams.pseudonym import Pseudonyms
 
 from features.fold import fold_shopper
 from features.rows import ShopperRow
 from features.store import FeatureRows
 from liveshelf.client import Client
+from streams.pseudonym import Pseudonyms
 from streams.records import Event, Example, Impression, Release, decode
 from streams.topics import CLICKSTREAM, IMPRESSIONS, MODEL_RELEASES, TRAINING_EXAMPLES, kafka_config
 from tests.e2e.conftest import Stack
