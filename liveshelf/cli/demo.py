@@ -371,7 +371,7 @@ class Story:
         return str(self._settings.data_path / "logs" / f"{part}.log")
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def _show(self, answer: Any, title: str, moves: dict[str, str] | None = None) -> None:
         from liveshelf.cli.recommend import shelf_table

@@ -49,30 +49,24 @@ def command(
 
 def shelf_table(answer: Any, title: str, moves: dict[str, str] | None = None) -> "RenderableType":
     """An answer to Recommend as a table; `moves` adds a column by item id."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("#", justify="right")
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("#", justify="right", no_wrap=True)
     if moves is not None:
-        table.add_column("moved")
-    for name in ("title", "category", "brand"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True)
-    table.add_column("price", justify="right")
-    table.add_column("score", justify="right")
-    table.add_column("source")
+        table.add_column("moved", no_wrap=True)
+    table.add_column("title")  # the one that gives way on a narrow terminal
+    for name in ("category", "brand", "price", "score", "source"):
+        table.add_column(name, justify="right" if name in ("price", "score") else "left", no_wrap=True)
     for item in answer.items:
         moved = [] if moves is None else [moves.get(item.item_id, "")]
-        row = [
-            item.title or item.item_id,
-            item.category,
-            item.brand,
-            f"{item.price:.2f}" if item.price else "",
-            f"{item.score:.4f}",
-        ]
-        cells = [str(item.position + 1), *moved, *row, item.candidate_source]
-        table.add_row(*(Text(cell) for cell in cells))  # Text: a title in brackets is not markup
+        price = f"{item.price:.2f}" if item.price else ""
+        row = [item.title or item.item_id, item.category, item.brand, price, f"{item.score:.3f}", item.candidate_source]
+        # Text, not str: a title in brackets is no markup.
+        table.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in [str(item.position + 1), *moved, *row]))
     if answer.degraded:
         state = Text(f"DEGRADED: {answer.degraded_reason}. A fallback shelf; see `liveshelf status`.", style="bold yellow")
     else:
