@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import faust
@@ -190,7 +191,7 @@ def create(settings: Settings) -> faust.App:
                 continue
             progress.waiting_since = time.monotonic()
             deliveries = [d async for d in _decoded(batch, rejected)]
-            await _until_stored(lambda deliveries=deliveries: _apply(folder, deliveries, item_updates))
+            await _until_stored(partial(_apply, folder, deliveries, item_updates))
             for _, event in batch:
                 if pending and pending[0][1] is event:  # a rebalance may have emptied it meanwhile
                     pending.popleft()
@@ -213,7 +214,7 @@ def create(settings: Settings) -> faust.App:
             except msgspec.DecodeError as error:
                 await _reject(rejected, event, error)
             else:
-                await _until_stored(lambda item=item: asyncio.to_thread(rows.write_catalog, [item]))
+                await _until_stored(partial(asyncio.to_thread, rows.write_catalog, [item]))
             event.ack()
 
     return app
