@@ -40,7 +40,7 @@ class Reading:
 
     def __init__(self) -> None:
         self.next_offset: dict[Any, int] = {}
-        self._idle_position: dict[Any, int] = {}
+        self._idle_position: dict[Any, int | None] = {}
 
     async def at_end(self, consumer: Any, tp: Any) -> bool:
         end: int | None = consumer.highwater(tp)
