@@ -295,7 +295,7 @@ def _last_line(path: str) -> str:
     except OSError:
         return ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f"Its log ends: {last[:300]} " if last else ""
+    return f'Its log ends: "{last[:300]}". ' if last else ""
 
 
 def _manner_of_death(returncode: int | None) -> str:
