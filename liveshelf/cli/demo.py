@@ -28,11 +28,14 @@ HISTORY_DAYS = 7.0
 SHELF_COUNT = 10
 CLICKS = 3
 FEEDBACK_WINDOW_S = 5  # the shop's is minutes; the demo will not wait so long for its labels
+JOIN_GRACE_S = 3.0  # the joiner waits two seconds for late events, and the log needs a moment
+VISITS = 60  # some 180 shelves, two dozen clicks
+STEPS_MAX = 3
 TRAIN_INTERVAL_S = 600  # longer than the demo takes, so that the step it shows is the one it asked for
 INTERRUPTED = 130
 
 # Bounds on each wait. On two cores the first training, the longest, takes about 30 s.
-FOLD_TIMEOUT_S, TRAIN_TIMEOUT_S, MODEL_TIMEOUT_S, CHANGE_TIMEOUT_S, STEP_TIMEOUT_S = 90.0, 150.0, 60.0, 30.0, 60.0
+FOLD_TIMEOUT_S, TRAIN_TIMEOUT_S, MODEL_TIMEOUT_S, CHANGE_TIMEOUT_S = 90.0, 150.0, 60.0, 30.0
 POLL_S = 0.1
 POLL_FRESHNESS_S = 0.002  # finer than what is measured, and still leaves the core to those who do the work
 CALL_DEADLINE_MS = 2_000
@@ -230,7 +233,7 @@ class Story:
             self._show(before, f"What {shopper.client_id} sees")
             after = self._click(shop, shopper, before)
             self._leave_feedback(shop, shopper, after)
-            second = self._step(first)
+            second = self._learn(shop, first)
             self._show(self._ask(shopper), f"Version {second} answers")
 
     def _seed(self, shop: "Shop") -> None:
@@ -263,6 +266,8 @@ class Story:
         started = time.monotonic()
         with self._console.status("training the first model"):
             step = self._post_step()
+            if step["outcome"] != "promoted":
+                raise LiveshelfError(f"the first model was {step['outcome']}: {step['reason']}. See {self._log('trainer')}.")
             version = self._answering(int(step["version"]))
         self._report.train_s = _since(started)
         self._report.model_versions.append(version)
@@ -294,28 +299,43 @@ class Story:
         return seen
 
     def _leave_feedback(self, shop: "Shop", shopper: "Shopper", shelf: Any) -> None:
-        """The shopper sees the shelf and follows its first item; returns when the feedback window is over."""
+        """The shopper sees the shelf and follows its first item, with the shelf's request id."""
         ats = [at for item in shelf.items if (at := shop.index(item.item_id)) is not None]
         self._emit(shop, shopper, "view_item_list", ats, shelf.request_id)
         self._emit(shop, shopper, "select_item", ats[:1], shelf.request_id)
-        # The joiner adds two seconds for late events.
-        with self._console.status("waiting for the feedback window"):
-            self._stopping.wait(FEEDBACK_WINDOW_S + 3.0)
 
-    def _step(self, first: int) -> int:
-        """An incremental step on what was learned since; returns the new version when it answers."""
+    def _learn(self, shop: "Shop", first: int) -> int:
+        """Incremental steps on what shoppers did with their shelves, until one is promoted; returns its version when it answers.
 
-        def stepped() -> dict[str, Any] | None:
-            step = self._post_step()
-            return step if int(step["examples"]) >= 1 and int(step["version"]) > first else None
+        The gate may rightly refuse a step: a few dozen visits are little to learn from. Then more shoppers come.
+        """
+        for attempt in range(STEPS_MAX):
+            self._visits(shop, attempt)
+            with self._console.status("waiting for the feedback window"):
+                self._wait(FEEDBACK_WINDOW_S + JOIN_GRACE_S)
+            with self._console.status("an incremental step"):
+                step = self._report.step = self._post_step()
+            self._say(
+                f"step on {step['consumed']} examples in {step['seconds']:.1f} s: {step['outcome']} {step['reason']}".rstrip()
+            )
+            if step["outcome"] == "promoted":
+                version = self._answering(int(step["version"]))
+                self._report.model_versions.append(version)
+                self._say(f"model {first} → {version}")
+                return version
+        raise LiveshelfError(f"{STEPS_MAX} steps and none promoted; the last: {self._report.step}. See {self._log('trainer')}.")
 
-        with self._console.status("an incremental step"):
-            step = self._until(stepped, STEP_TIMEOUT_S, "trainer", "a step that consumes an example and is promoted", 1.0)
-            version = self._answering(int(step["version"]))
-        self._report.step = step
-        self._report.model_versions.append(version)
-        self._say(f"stepped on {step['examples']} examples: model {first} → {version}")
-        return version
+    def _visits(self, shop: "Shop", attempt: int) -> None:
+        """Simulated shoppers read shelves and follow what they like."""
+        from liveshelf.simulator.traffic import live
+
+        with self._console.status("shoppers visit"):
+            tally = live(shop, self._feed, self._client, visits=VISITS, rate_per_s=0, run=f"demo-{attempt}")
+        self._say(f"{tally.visits} visits: {tally.shelves} shelves, {tally.clicks} clicks, CTR {tally.click_rate:.1%}")
+
+    def _wait(self, seconds: float) -> None:
+        if self._stopping.wait(seconds):
+            raise UnavailableError("stopped")
 
     def _post_step(self) -> dict[str, Any]:
         import httpx
@@ -363,8 +383,7 @@ class Story:
                     return result
             except UnavailableError as error:
                 problem = f" {error}"
-            if self._stopping.wait(poll_s):
-                raise UnavailableError("stopped")
+            self._wait(poll_s)
         raise UnavailableError(f"{part}: no sign of {what} within {timeout_s:.0f} s.{problem} See {self._log(part)}.")
 
     def _log(self, part: str) -> str:
