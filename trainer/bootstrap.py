@@ -103,8 +103,8 @@ class _Past:
             fold_item(into, of_item, sequence)
             self._items.apply(into)
         if deltas and event.event_name in ENGAGEMENT:
-            for item in event.items:
-                self._negatives.saw(item.item_id)
+            for shown in event.items:
+                self._negatives.saw(shown.item_id)
 
 
 class _Negatives:

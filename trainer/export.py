@@ -1,9 +1,7 @@
 """Writes the learnt model as one plain SavedModel: ids are looked up inside the graph, no custom operations, so stock TensorFlow Serving
-runs it. It appears in the model directory whole or not at all.
+runs it. (Where it goes: directory.)
 """
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,6 @@ from trainer.vocabulary import FIRST_ROW, OOV_ROWS
 
 RETRIEVED_MAX = 200  # items a retrieval answers with: four times what a shelf of 50 could use after filters
 WARMUP_CANDIDATES = (10, 500)  # a small shelf, and the size the latency target is set at
-VERSIONS_KEPT = 10  # a version a minute would fill the disk; ten allow a roll-back past a bad hour's releases
-PARTIAL = ".partial-"  # model servers look at numbered directories only
 
 E, F = len(EVENT_NAMES), len(CANDIDATE_FEATURES)
 _SHOPPER = {
@@ -36,43 +32,13 @@ _CANDIDATES = {
 }
 
 
-def versions(model_path: Path) -> list[int]:
-    """Versions in the model directory, oldest first; the last one is live."""
-    if not model_path.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in model_path.iterdir() if entry.name.isdigit() and entry.is_dir())
-
-
-def write(learner: Learner, model_path: Path, version: int, model_name: str) -> Path:
-    """Write the model beside its place, under a name that no model server looks at; return that directory. `publish` moves it."""
-    discard(model_path)
-    partial = model_path / f"{PARTIAL}{version}"
+def write(learner: Learner, path: Path, version: int, model_name: str) -> None:
+    """Write the model with its warm-up requests to `path`."""
     module = _Served(learner)
     tf.saved_model.save(
-        module, str(partial), signatures={"retrieve": module.retrieve, "rank": module.rank, "serving_default": module.rank}
+        module, str(path), signatures={"retrieve": module.retrieve, "rank": module.rank, "serving_default": module.rank}
     )
-    _write_warmup(partial, model_name, version)
-    return partial
-
-
-def publish(partial: Path, model_path: Path, version: int) -> Path:
-    """Give a written model its number, in one step, after all of it is on the disk; drop the versions beyond VERSIONS_KEPT."""
-    for path in sorted(partial.rglob("*")):
-        _sync(path)
-    target = model_path / str(version)
-    partial.rename(target)
-    _sync(model_path)
-    for old in versions(model_path)[:-VERSIONS_KEPT]:
-        doomed = model_path / f"{PARTIAL}old-{old}"
-        (model_path / str(old)).rename(doomed)  # a server never sees half a version, going as little as coming
-        shutil.rmtree(doomed)
-    return target
-
-
-def discard(model_path: Path) -> None:
-    """Remove what a refused or interrupted export left."""
-    for partial in model_path.glob(f"{PARTIAL}*"):
-        shutil.rmtree(partial)
+    _write_warmup(path, model_name, version)
 
 
 def probe(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
@@ -113,9 +79,8 @@ class _Served(tf.Module):  # type: ignore[misc]
 
     def __init__(self, learner: Learner) -> None:
         super().__init__()
-        self._model = None  # kept out of the object graph: its variables are listed instead
         model, ids = learner.model, learner.vocabulary.ids
-        self.weights = [weight.value for weight in model.weights]
+        self.weights = [weight.value for weight in model.weights]  # these, and not the Keras model around them, are saved
         rows = tf.range(FIRST_ROW, FIRST_ROW + len(ids), dtype=tf.int64)
         known = tf.lookup.KeyValueTensorInitializer(tf.constant([b"", *ids]), tf.concat([tf.zeros(1, tf.int64), rows], axis=0))
         self.table = tf.lookup.StaticHashTable(known, default_value=-1)
@@ -159,12 +124,3 @@ def _write_warmup(path: Path, model_name: str, version: int) -> None:
                 request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
             out.write(log.SerializeToString())
-
-
-def _sync(path: Path) -> None:
-    """Force a file or directory to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

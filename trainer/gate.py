@@ -27,8 +27,15 @@ class Unseen(NamedTuple):
     served: Evaluation
     replayed: Evaluation
 
+    def named(self, prefix: str) -> dict[str, float]:
+        """As flat metrics; a part without samples has none."""
+        parts = {"served": self.served, "replayed": self.replayed}
+        return {k: v for name, part in parts.items() if part.samples for k, v in part.named(f"{prefix}{name}").items()}
 
-def unsound(weights: Mapping[str, Array], outputs: Mapping[str, tuple[tuple[int, ...], bool]], shapes: Mapping[str, tuple[int, ...]]) -> str:
+
+def unsound(
+    weights: Mapping[str, Array], outputs: Mapping[str, tuple[tuple[int, ...], bool]], shapes: Mapping[str, tuple[int, ...]]
+) -> str:
     """Why a model cannot be served at all; empty when it can.
 
     Args:

@@ -23,7 +23,7 @@ UNKNOWN_SHARE = 0.02  # of ids replaced by an unknown row while learning, so tha
 CLIP_NORM = 5.0  # one wild batch moves the weights no further than a steep ordinary one
 PREDICT_BATCH = 512
 
-State = dict[str, Array]
+Arrays = dict[str, Array]
 
 
 def be_deterministic() -> None:
@@ -83,9 +83,9 @@ class Learner:
             ).numpy()
             for at in range(0, samples.size, PREDICT_BATCH)
         ]
-        return np.concatenate(parts) if parts else np.zeros((0, 1, 3), np.float32)
+        return np.concatenate(parts) if parts else np.zeros(samples.labels.shape, np.float32)
 
-    def state(self) -> State:
+    def state(self) -> Arrays:
         """Everything as arrays, by name; copies."""
         return {
             **{f"weight/{i:02}/{w.path}": np.array(w.numpy()) for i, w in enumerate(self.model.weights)},
@@ -94,7 +94,7 @@ class Learner:
             "frequency": self.frequency.copy(),
         }
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: Arrays) -> None:
         """Take over `state`, also when its tables are of another capacity."""
         weights = [value for name, value in sorted(state.items()) if name.startswith("weight/")]
         slots = [value for name, value in sorted(state.items()) if name.startswith("optimizer/")]

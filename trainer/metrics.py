@@ -55,7 +55,8 @@ def auc(labels: Array, chances: Array) -> float | None:
 
 
 def mrr(samples: Samples, chances: Array) -> float | None:
-    acted, shown = (samples.labels > 0).any(axis=-1), samples.candidates != b""
+    acted: Array = (samples.labels > 0).any(axis=-1)
+    shown = samples.candidates != b""
     shelves = acted.any(axis=1)
     if not shelves.any():
         return None

@@ -27,7 +27,7 @@ FEATURE_CLIP = 5.0  # standard deviations; beyond it a feature is an outlier, no
 NEVER = -1e9  # added to a masked logit: its softmax weight is exactly 0
 
 
-class ShelfModel(keras.Model):
+class ShelfModel(keras.Model):  # type: ignore[misc]
     """One set of weights for `capacity` item rows.
 
     `seed` fixes the initial weights: a row's first vector depends on the seed and the capacity it was made at, nothing else.
