@@ -1,13 +1,10 @@
 """The trainer on a real Kafka: bootstrap, steps, refusals, crashes, and its HTTP service."""
 
-import shutil
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from confluent_kafka import Producer
 
@@ -15,9 +12,6 @@ from liveshelf.settings import Settings
 from streams.records import encode
 from streams.topics import CATALOG, CLICKSTREAM, TRAINING_EXAMPLES, kafka_config
 from tests.planted_shop import PlantedShop
-from trainer import checkpoint, directory, releases
-from trainer.intake import is_unseen
-from trainer.log import LogReader
 from trainer.step import Trainer
 
 
@@ -44,18 +38,22 @@ def settings(kafka: Settings, tmp_path_factory: pytest.TempPathFactory) -> Setti
 def bootstrapped(settings: Settings, shop: PlantedShop) -> Settings:
     produce(settings, CATALOG, shop.catalog(), "item_id")
     produce(settings, CLICKSTREAM, shop.events(3_000), "shopper")
-    t=time.time()
+    t = time.time()
     result = Trainer(settings).bootstrap()
-    print(result,time.time()-t)
+    print(result, time.time() - t)
     return settings
 
-def test_x(bootstrapped,shop):
-    s=bootstrapped
-    tr=Trainer(s)
+
+def test_x(bootstrapped, shop):
+    s = bootstrapped
+    tr = Trainer(s)
     for k in range(6):
-        produce(s,TRAINING_EXAMPLES,shop.examples(100 if k else 700,f"a{k}"),"shopper")
-        t=time.time()
-        r=tr.step(); print(r.outcome,r.reason,r.seconds,r.version,time.time()-t, {k:round(v,4) for k,v in r.metrics.items()})
-    produce(s,TRAINING_EXAMPLES,shop.examples(600,f"p",poisoned=True),"shopper")
-    r=tr.step(); print(r.outcome,r.reason,r.seconds,r.version,time.time()-t, {k:round(v,4) for k,v in r.metrics.items()})
-    r=tr.step(); print(r)
+        produce(s, TRAINING_EXAMPLES, shop.examples(100 if k else 700, f"a{k}"), "shopper")
+        t = time.time()
+        r = tr.step()
+        print(r.outcome, r.reason, r.seconds, r.version, time.time() - t, {k: round(v, 4) for k, v in r.metrics.items()})
+    produce(s, TRAINING_EXAMPLES, shop.examples(600, "p", poisoned=True), "shopper")
+    r = tr.step()
+    print(r.outcome, r.reason, r.seconds, r.version, time.time() - t, {k: round(v, 4) for k, v in r.metrics.items()})
+    r = tr.step()
+    print(r)
