@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import redis
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from liveshelf.local.kafka import kafka_command
 from liveshelf.local.valkey import valkey_command
@@ -43,8 +43,8 @@ def test_kafka_keeps_records_over_kill_and_restart(tmp_path: Path) -> None:
     offline = local_settings(tmp_path, maven_repository="http://127.0.0.1:9", kafka_port=settings.kafka_port)
     with running(kafka_command(offline), log) as process:
         wait_for_port(settings.kafka_port, process, log)
-        consumer = Consumer(kafka_config(settings) | {"group.id": "test", "auto.offset.reset": "earliest"})
-        consumer.subscribe([CATALOG])
+        consumer = Consumer(kafka_config(settings) | {"group.id": "test"})
+        consumer.assign([TopicPartition(CATALOG, 0, OFFSET_BEGINNING)])
         record, deadline = None, time.monotonic() + 30
         while record is None and time.monotonic() < deadline:
             record = consumer.poll(0.5)
