@@ -44,18 +44,22 @@ def settings(kafka: Settings, tmp_path_factory: pytest.TempPathFactory) -> Setti
 def bootstrapped(settings: Settings, shop: PlantedShop) -> Settings:
     produce(settings, CATALOG, shop.catalog(), "item_id")
     produce(settings, CLICKSTREAM, shop.events(3_000), "shopper")
-    t=time.time()
+    t = time.time()
     result = Trainer(settings).bootstrap()
-    print(result,time.time()-t)
+    print(result, time.time() - t)
     return settings
 
-def test_x(bootstrapped,shop):
-    s=bootstrapped
-    tr=Trainer(s)
+
+def test_x(bootstrapped, shop):
+    s = bootstrapped
+    tr = Trainer(s)
     for k in range(6):
-        produce(s,TRAINING_EXAMPLES,shop.examples(100 if k else 700,f"a{k}"),"shopper")
-        t=time.time()
-        r=tr.step(); print(r.outcome,r.reason,r.seconds,r.version,time.time()-t, {k:round(v,4) for k,v in r.metrics.items()})
-    produce(s,TRAINING_EXAMPLES,shop.examples(600,f"p",poisoned=True),"shopper")
-    r=tr.step(); print(r.outcome,r.reason,r.seconds,r.version,time.time()-t, {k:round(v,4) for k,v in r.metrics.items()})
-    r=tr.step(); print(r)
+        produce(s, TRAINING_EXAMPLES, shop.examples(100 if k else 700, f"a{k}"), "shopper")
+        t = time.time()
+        r = tr.step()
+        print(r.outcome, r.reason, r.seconds, r.version, time.time() - t, {k: round(v, 4) for k, v in r.metrics.items()})
+    produce(s, TRAINING_EXAMPLES, shop.examples(600, f"p", poisoned=True), "shopper")
+    r = tr.step()
+    print(r.outcome, r.reason, r.seconds, r.version, time.time() - t, {k: round(v, 4) for k, v in r.metrics.items()})
+    r = tr.step()
+    print(r)
