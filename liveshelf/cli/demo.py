@@ -229,12 +229,12 @@ class Story:
             self._seed(shop)
             first = self._train()
             shopper = chosen_shopper(shop)
-            before = self._ask(shopper)
+            before = self._shelf(shopper)
             self._show(before, f"What {shopper.client_id} sees")
             after = self._click(shop, shopper, before)
             self._leave_feedback(shop, shopper, after)
             second = self._learn(shop, first)
-            self._show(self._ask(shopper), f"Version {second} answers")
+            self._show(self._shelf(shopper), f"Version {second} answers")
 
     def _seed(self, shop: "Shop") -> None:
         from liveshelf.cli.simulate import bar
@@ -359,6 +359,15 @@ class Story:
 
         return self._until(scored, MODEL_TIMEOUT_S, "scoring", f"a shelf scored by model {version}")
 
+    def _shelf(self, shopper: "Shopper") -> Any:
+        """A shelf as it should be. Under load one may come degraded, past the scorer's deadline; then the next is shown."""
+
+        def full() -> Any:
+            answer = self._ask(shopper)
+            return None if answer.degraded or answer.features_offset < 0 else answer
+
+        return self._until(full, CHANGE_TIMEOUT_S, "scoring", f"a full shelf for {shopper.client_id}")
+
     def _ask(self, shopper: "Shopper") -> Any:
         return self._client.recommend(client_id=shopper.client_id, count=SHELF_COUNT, placement="demo")
 
@@ -415,9 +424,9 @@ def unlike(shop: "Shop", shopper: "Shopper", categories: set[str]) -> list[int]:
 
 
 def is_changed(before: Any, after: Any) -> bool:
-    """The features know of a later event, and the shelf is not what it was."""
+    """The features know of a later event, and the shelf, a full one, is not what it was."""
     order = [[(item.item_id, item.score) for item in answer.items] for answer in (before, after)]
-    return bool(after.features_offset > before.features_offset and order[0] != order[1])
+    return bool(not after.degraded and after.features_offset > before.features_offset and order[0] != order[1])
 
 
 def moved(before: Any, after: Any) -> dict[str, str]:
