@@ -233,7 +233,7 @@ class Story:
             self._show(before, f"What {shopper.client_id} sees")
             after = self._click(shop, shopper, before)
             self._leave_feedback(shop, shopper, after)
-            second = self._learn(shop, first)
+            second = self._learn(shop, shopper, first)
             self._show(self._shelf(shopper), f"Version {second} answers")
 
     def _seed(self, shop: "Shop") -> None:
@@ -304,13 +304,13 @@ class Story:
         self._emit(shop, shopper, "view_item_list", ats, shelf.request_id)
         self._emit(shop, shopper, "select_item", ats[:1], shelf.request_id)
 
-    def _learn(self, shop: "Shop", first: int) -> int:
+    def _learn(self, shop: "Shop", shopper: "Shopper", first: int) -> int:
         """Incremental steps on what shoppers did with their shelves, until one is promoted; returns its version when it answers.
 
         The gate may rightly refuse a step: a few dozen visits are little to learn from. Then more shoppers come.
         """
         for attempt in range(STEPS_MAX):
-            self._visits(shop, attempt)
+            self._visits(shop, shopper, attempt)
             with self._console.status("waiting for the feedback window"):
                 self._wait(FEEDBACK_WINDOW_S + JOIN_GRACE_S)
             with self._console.status("an incremental step"):
@@ -325,13 +325,14 @@ class Story:
                 return version
         raise LiveshelfError(f"{STEPS_MAX} steps and none promoted; the last: {self._report.step}. See {self._log('trainer')}.")
 
-    def _visits(self, shop: "Shop", attempt: int) -> None:
-        """Simulated shoppers read shelves and follow what they like."""
+    def _visits(self, shop: "Shop", but: "Shopper", attempt: int) -> None:
+        """Simulated shoppers read shelves and follow what they like; all but the one whose shelf is shown."""
         from liveshelf.simulator.traffic import live
 
         with self._console.status("shoppers visit"):
-            tally = live(shop, self._feed, self._client, visits=VISITS, rate_per_s=0, run=f"demo-{attempt}")
-        self._say(f"{tally.visits} visits: {tally.shelves} shelves, {tally.clicks} clicks, CTR {tally.click_rate:.1%}")
+            run = f"demo-{attempt}"
+            tally = live(shop, self._feed, self._client, visits=VISITS, rate_per_s=0, run=run, absent=[but.index])
+        self._say(f"{tally.visits} visits of others: {tally.shelves} shelves, {tally.clicks} clicks, CTR {tally.click_rate:.1%}")
 
     def _wait(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
