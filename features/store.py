@@ -76,7 +76,10 @@ class FeatureRows:
 
     def read_items(self, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], ItemRow]:
         """Rows by (item, source partition); absent when that partition never contributed."""
-        columns = {"item": [item for item, _ in keys], "source_partition": [partition for _, partition in keys]}
+        columns: dict[str, list[Any]] = {
+            "item": [item for item, _ in keys],
+            "source_partition": [partition for _, partition in keys],
+        }
         rows = self._read("item_features", columns)
         return {key: _item_row(*key, values) for key, values in zip(keys, rows, strict=True) if values}
 

@@ -7,6 +7,7 @@ and stays fresh within a poll.
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import msgspec
@@ -63,7 +64,7 @@ class ItemMemory:
                     (m.topic(), m.partition(), m.offset(), m.value()) for m in consumer.consume(BATCH_MAX, POLL_S) if not m.error()
                 ]
                 if records:
-                    self._on_loop(lambda records=records: self._apply(records))
+                    self._on_loop(partial(self._apply, records))
                 if behind:
                     position = {(tp.topic, tp.partition): tp.offset for tp in consumer.position(consumer.assignment())}
                     behind = {tp: end for tp, end in behind.items() if position.get(tp, -1) < end}

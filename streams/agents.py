@@ -11,8 +11,9 @@ A batch goes in this order, and may be repeated from the start at any point with
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import faust
@@ -29,15 +30,17 @@ from liveshelf.settings import Settings, load_settings
 from streams.faust_app import create_app, run_worker
 from streams.health import serve_health
 from streams.logs import configure_logs
+from streams.producer import EventProducer, Message
 from streams.records import Rejected, decode, encode
 from streams.topics import CATALOG, CLICKSTREAM, CLICKSTREAM_REJECTED, ITEM_UPDATES
 
 log = structlog.get_logger()
 
-BATCH_MAX = 500  # events a batch; larger ones fold better but answer later
+BATCH_MAX = 1_000  # events a batch, and as many waiting behind it; larger ones fold better but answer later
 ROWS_CACHED_MAX = 100_000  # rows of each kind in memory, at about 2 kB
 RETRY_S = 0.5  # between attempts to write to a store that is down; the batch waits, nothing is lost
 STORE_TIMEOUT_S = 5.0
+UPDATES_INFLIGHT_MAX = 1_000_000  # above what one batch can touch: its own items, at most 200 an event, and their neighbours
 
 EVENTS = Counter("liveshelf_agent_events_total", "Events by what became of them", ["outcome"])
 BATCH_SECONDS = Histogram("liveshelf_agent_batch_seconds", "Time of a batch by stage", ["stage"])
@@ -66,11 +69,11 @@ class FeatureFolder:
         self._rows = rows
         self._shoppers: OrderedDict[str, ShopperRow] = OrderedDict()
         self._items: OrderedDict[tuple[str, int], ItemRow] = OrderedDict()
+        self._stale = False
 
     def forget(self) -> None:
-        """Drop what memory holds: another worker may have written since, or a batch was not stored and will be folded again."""
-        self._shoppers.clear()
-        self._items.clear()
+        """Before the next batch, drop what memory holds: another worker may have written, or a batch was not stored and comes again."""
+        self._stale = True
 
     def fold(self, deliveries: Sequence[Delivery]) -> Folded:
         """Fold one batch, in offset order within each partition.
@@ -78,6 +81,10 @@ class FeatureFolder:
         Raises:
             UnavailableError: the store does not answer.
         """
+        if self._stale:
+            self._shoppers.clear()
+            self._items.clear()
+            self._stale = False
         self._load(self._shoppers, {event.shopper for event, _, _ in deliveries}, self._rows.read_shoppers)
         shoppers: dict[str, ShopperRow] = {}
         owed: list[tuple[tuple[str, int], int, list[ItemDelta]]] = []
@@ -146,12 +153,11 @@ def create(settings: Settings) -> faust.App:
     app = create_app("liveshelf-features", settings)
     clickstream = app.topic(CLICKSTREAM, value_type=bytes, key_type=bytes)
     catalog = app.topic(CATALOG, value_type=bytes, key_type=bytes)
-    item_updates = app.topic(ITEM_UPDATES, value_type=bytes, key_type=bytes)
     rejected = app.topic(CLICKSTREAM_REJECTED, value_type=bytes, key_type=bytes)
     rows = FeatureRows(settings, STORE_TIMEOUT_S)
     folder = FeatureFolder(rows)
     progress = Progress()
-    pending: deque[tuple[Any, Any]] = deque()
+    pending: list[faust.EventT] = []
     arrived, drained = asyncio.Event(), asyncio.Event()
 
     @app.task
@@ -177,33 +183,31 @@ def create(settings: Settings) -> faust.App:
             while len(pending) >= BATCH_MAX:
                 drained.clear()
                 await drained.wait()
-            pending.append((stream, event))
+            pending.append(event)
             arrived.set()
 
     @app.task
     async def fold() -> None:
-        while not app.should_stop:
-            await arrived.wait()
-            arrived.clear()
-            batch = list(pending)
-            if not batch:
-                continue
-            progress.waiting_since = time.monotonic()
-            deliveries = [d async for d in _decoded(batch, rejected)]
-            await _until_stored(lambda deliveries=deliveries: _apply(folder, deliveries, item_updates))
-            for _, event in batch:
-                if pending and pending[0][1] is event:  # a rebalance may have emptied it meanwhile
-                    pending.popleft()
-                event.ack()
-                tp = event.message.tp
-                progress.applied[tp.partition] = event.message.offset
-                APPLIED.labels(tp.partition).set(event.message.offset)
-            EVENTS.labels("folded").inc(len(deliveries))
-            EVENT_DELAY.observe(max(0.0, time.time() - batch[0][1].message.timestamp))
-            progress.waiting_since = None
-            drained.set()
-            if pending:
-                arrived.set()
+        async with EventProducer(settings, UPDATES_INFLIGHT_MAX) as producer:
+            while not app.should_stop:
+                await arrived.wait()
+                arrived.clear()
+                batch = pending.copy()
+                pending.clear()
+                drained.set()
+                if not batch:
+                    continue
+                progress.waiting_since = time.monotonic()
+                deliveries = [d async for d in _decoded(batch, rejected)]
+                await _until_stored(partial(_apply, folder, deliveries, producer))
+                for event in batch:
+                    event.ack()
+                    progress.applied[event.message.partition] = event.message.offset
+                for partition, offset in progress.applied.items():
+                    APPLIED.labels(partition).set(offset)
+                EVENTS.labels("folded").inc(len(deliveries))
+                EVENT_DELAY.observe(max(0.0, time.time() - batch[0].message.timestamp))
+                progress.waiting_since = None
 
     @app.agent(catalog)
     async def keep_catalog(stream: faust.StreamT) -> None:
@@ -213,14 +217,14 @@ def create(settings: Settings) -> faust.App:
             except msgspec.DecodeError as error:
                 await _reject(rejected, event, error)
             else:
-                await _until_stored(lambda item=item: asyncio.to_thread(rows.write_catalog, [item]))
+                await _until_stored(partial(asyncio.to_thread, rows.write_catalog, [item]))
             event.ack()
 
     return app
 
 
-async def _decoded(batch: list[tuple[Any, Any]], rejected: faust.TopicT) -> AsyncIterator[Delivery]:
-    for _, event in batch:
+async def _decoded(batch: list[faust.EventT], rejected: faust.TopicT) -> AsyncIterator[Delivery]:
+    for event in batch:
         try:
             yield decode(Event, event.value), event.message.partition, event.message.offset
         except msgspec.DecodeError as error:
@@ -240,15 +244,15 @@ async def _reject(rejected: faust.TopicT, event: faust.EventT, error: Exception)
     await (await rejected.send(key=event.key, value=encode(record)))
 
 
-async def _apply(folder: FeatureFolder, deliveries: list[Delivery], item_updates: faust.TopicT) -> None:
+async def _apply(folder: FeatureFolder, deliveries: list[Delivery], producer: EventProducer) -> None:
     try:
         with BATCH_SECONDS.labels("fold").time():
             folded = await asyncio.to_thread(folder.fold, deliveries)
         with BATCH_SECONDS.labels("publish").time():
-            sent = [
-                await item_updates.send(key=row.item.encode(), value=encode(row), partition=row.partition) for row in folded.items
-            ]
-            await asyncio.gather(*sent)
+            updates = [Message(ITEM_UPDATES, row.item, encode(row), row.partition) for row in folded.items]
+            for outcome in await producer.send_all(updates):
+                if isinstance(outcome, UnavailableError):
+                    raise outcome
         with BATCH_SECONDS.labels("store").time():
             await asyncio.to_thread(folder.store, folded)
     except BaseException:
@@ -257,13 +261,13 @@ async def _apply(folder: FeatureFolder, deliveries: list[Delivery], item_updates
 
 
 async def _until_stored(write: Callable[[], Awaitable[None]]) -> None:
-    """Repeat `write` until the store takes it."""
+    """Repeat `write` until store and broker take it."""
     while True:
         try:
             return await write()
         except UnavailableError as error:
-            EVENTS.labels("store_unavailable").inc()
-            log.warning("store unavailable, the batch waits", error=str(error))
+            EVENTS.labels("retried_batch").inc()
+            log.warning("store or broker unavailable, the batch waits", error=str(error))
             await asyncio.sleep(RETRY_S)
 
 

@@ -93,7 +93,7 @@ class Join(Generic[Token]):
 
     def _example(self, impression: Impression, appended_ms: int) -> Example:
         shopper = self._shoppers[impression.shopper]
-        labels = {name: [0] * len(impression.items) for name in ("clicked", "carted", "purchased")}
+        clicked, carted, purchased = ([0] * len(impression.items) for _ in range(3))
         position = {item: at for at, item in enumerate(impression.items)}
         for event_appended_ms, event in shopper.events:
             if event_appended_ms > appended_ms + self._window_ms + GRACE_MS:
@@ -103,11 +103,11 @@ class Join(Generic[Token]):
                 if at is None or self._shelf_of(event, item.item_id, shopper) != impression.request_id:
                     continue
                 # Who carts or buys from a shelf has also followed it.
-                labels["clicked"][at] = 1
+                clicked[at] = 1
                 if event.event_name in CART_EVENTS | PURCHASE_EVENTS:
-                    labels["carted"][at] = 1
+                    carted[at] = 1
                 if event.event_name in PURCHASE_EVENTS:
-                    labels["purchased"][at] = 1
+                    purchased[at] = 1
         return Example(
             request_id=impression.request_id,
             shopper=impression.shopper,
@@ -117,7 +117,9 @@ class Join(Generic[Token]):
             items=impression.items,
             propensities=impression.propensities,
             features=impression.features,
-            **labels,
+            clicked=clicked,
+            carted=carted,
+            purchased=purchased,
         )
 
     def _shelf_of(self, event: Event, item: str, shopper: _Shopper) -> str:

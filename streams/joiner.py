@@ -40,16 +40,16 @@ class Reading:
 
     def __init__(self) -> None:
         self.next_offset: dict[Any, int] = {}
-        self._idle_position: dict[Any, int] = {}
+        self._idle_position: dict[Any, int | None] = {}
 
     async def at_end(self, consumer: Any, tp: Any) -> bool:
-        end = consumer.highwater(tp)
+        end: int | None = consumer.highwater(tp)
         if end is None:
             return False
         if tp in self.next_offset:
             return self.next_offset[tp] >= end
         # Nothing processed since the assignment: at the end when the position was there a tick ago already, with nothing in between.
-        position = await consumer.position(tp)
+        position: int | None = await consumer.position(tp)
         was, self._idle_position[tp] = self._idle_position.get(tp), position
         return position is not None and position >= end and was == position
 

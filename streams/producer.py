@@ -33,6 +33,9 @@ QUEUE_KBYTES_MAX = 262_144  # librdkafka's own queue: bounds memory when 10,000 
 RECONNECT_MS_MAX = 1_000  # librdkafka's 10 s would be the longest part of the outage of a broker that restarts in 3 s
 
 
+BY_KEY = -1  # librdkafka's PARTITION_UA
+
+
 class InflightLimitError(UnavailableError):
     """More records await acknowledgement than allowed; try again when some have been."""
 
@@ -45,11 +48,12 @@ class Delivery(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A record to send. Records of one key keep their order."""
+    """A record to send. Records of one key keep their order; `partition` overrules where the key would put it."""
 
     topic: str
     key: str | None
     value: bytes
+    partition: int = BY_KEY
 
 
 class Producer(Protocol):
@@ -216,7 +220,7 @@ class EventProducer:
         with self._lock:
             self._inflight += 1
         try:
-            self._producer.produce(message.topic, message.value, message.key, on_delivery=on_delivery)
+            self._producer.produce(message.topic, message.value, message.key, message.partition, on_delivery=on_delivery)
         except BufferError:
             on_delivery(KafkaError(KafkaError._QUEUE_FULL), None)
         except KafkaException as error:
@@ -330,7 +334,7 @@ class MemoryProducer:
         return not self.down
 
     def _append(self, message: Message) -> Delivery:
-        partition = crc32((message.key or "").encode()) % self.partitions
+        partition = crc32((message.key or "").encode()) % self.partitions if message.partition == BY_KEY else message.partition
         offset = self._ends.get((message.topic, partition), 0)
         self._ends[message.topic, partition] = offset + 1
         where = Delivery(partition, offset)

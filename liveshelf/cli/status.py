@@ -41,6 +41,9 @@ def parts_table(state: "RunState") -> "Table":
     from rich.text import Text
 
     table = Table("part", "address", "version", "ready s", "health", box=None, pad_edge=False, header_style="bold")
+    table.columns[1].min_width = max(
+        (len(part.address) for part in state.parts), default=0
+    )  # an address is there to be copied: whole
     table.columns[3].justify = "right"
     for part in state.parts:
         restarts = f", {part.restarts} restart{'s' * (part.restarts > 1)}" if part.restarts else ""

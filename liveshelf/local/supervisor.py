@@ -181,16 +181,14 @@ class Supervisor:
         try:
             while True:
                 # Death is seen at once, even while a question to the dead waits for its time-out.
-                probe = asyncio.ensure_future(part.health())
+                probe = asyncio.create_task(_problem(part))
                 try:
                     await asyncio.wait({probe, died}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
-                    if not probe.done():
-                        probe.cancel()
-                problem = await _problem(probe)
+                    probe.cancel()
                 if died.done():
                     return time.monotonic() - healthy_since if healthy_since else 0.0
-                if problem:
+                if problem := probe.result():
                     healthy_since = 0.0
                     self._changed(seen, state.STARTING if seen.health == state.STARTING else state.UNHEALTHY, problem)
                     self._require_patience(part, seen, first_start)
@@ -266,16 +264,12 @@ class Supervisor:
         stopped[part.name].set()
 
 
-async def _problem(probe: asyncio.Future[None]) -> str:
+async def _problem(part: Part) -> str:
     """Why the part is not healthy; empty when it is. Only UnavailableError means that; anything else is a defect and goes up."""
     try:
-        await probe
+        await part.health()
     except UnavailableError as error:
         return str(error)
-    except asyncio.CancelledError:
-        if not probe.cancelled():  # this task was
-            raise
-        return "not asked to the end"
     return ""
 
 
@@ -301,7 +295,7 @@ def _last_line(path: str) -> str:
     except OSError:
         return ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f"Its log ends: {last[:300]} " if last else ""
+    return f'Its log ends: "{last[:300]}". ' if last else ""
 
 
 def _manner_of_death(returncode: int | None) -> str:

@@ -1,0 +1,189 @@
+"""The scoring service on a real broker and store, without a model server: its edge, its fallback, its freshness."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+import pytest
+from confluent_kafka import Producer
+from google.protobuf import descriptor_pool, json_format, message_factory
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from features.rows import CatalogItem, ItemRow, ShopperRow
+from features.store import FeatureRows
+from liveshelf.client import Client
+from liveshelf.errors import LiveshelfError, NotFoundError
+from liveshelf.local.parts import role_environment
+from liveshelf.local.valkey import valkey_command
+from liveshelf.settings import Settings
+from streams.pseudonym import Pseudonyms
+from streams.records import Impression, decode, encode
+from streams.topics import CATALOG, IMPRESSIONS, ITEM_UPDATES, PARTITIONER, kafka_config
+from tests.conftest import local_settings, running, wait_for_port
+from tests.integration.test_agents import read_all
+
+T0 = int(time.time() * 1000)
+SERVICE = "liveshelf.v1.RecommendationService"
+
+
+@pytest.fixture(scope="module")
+def settings(kafka: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A scorer with eight items: even ones are hats, odd ones shoes; item 0 leads to item 6. Its store is its own, to be taken away."""
+    home = tmp_path_factory.mktemp("scoring")
+    settings = local_settings(
+        home, kafka=kafka.kafka, partitions=kafka.partitions, recommend_deadline_ms=2_000, store_timeout_ms=500
+    )
+    producer = Producer(kafka_config(settings) | {"partitioner": PARTITIONER})
+    for n in range(8):
+        item = CatalogItem(
+            item_id=f"score-{n}", item_name=f"Item {n}", item_category=["hats", "shoes"][n % 2], price=10.0 + n, time_ms=T0
+        )
+        producer.produce(CATALOG, encode(item), item.item_id)
+        row = ItemRow(item=item.item_id, partition=n % 4, offset=n, time_ms=T0, counts={"view_item": 1000.0 - n})
+        if n == 0:
+            row.neighbours = {"score-6": 9.0}
+        producer.produce(ITEM_UPDATES, encode(row), row.item, partition=row.partition)
+    assert producer.flush(10) == 0
+    store_log = home / "store.log"
+    with running(valkey_command(settings), store_log) as store:
+        wait_for_port(settings.store_port, store, store_log)
+        FeatureRows(settings, 5.0).apply()
+        with running(
+            [sys.executable, "-m", "serving.service"], home / "scoring.log", env=role_environment(settings, os.environ)
+        ) as scorer:
+            wait_for_port(settings.scoring_port, scorer, home / "scoring.log")
+            with grpc.insecure_channel(settings.scoring_address) as channel:
+                health = health_pb2_grpc.HealthStub(channel)
+                until(
+                    lambda: (
+                        health.Check(health_pb2.HealthCheckRequest(service=SERVICE)).status
+                        == health_pb2.HealthCheckResponse.SERVING
+                    )
+                )
+            yield settings
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[Client]:
+    with Client(settings.scoring_address, deadline_ms=2_000) as client:
+        yield client
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    pytest.fail("not in time")
+
+
+def test_a_shelf_without_model_is_heuristic_and_says_so(client: Client) -> None:
+    shelf = client.recommend(client_id="x", count=3)
+    assert (shelf.degraded, shelf.degraded_reason, shelf.model_version) == (True, "model_server_unavailable", 0)
+    assert [(i.item_id, i.position) for i in shelf.items] == [("score-0", 0), ("score-1", 1), ("score-2", 2)]
+    assert (shelf.items[0].title, shelf.items[0].category, shelf.items[0].price) == ("Item 0", "hats", 10.0)
+
+
+def test_the_stored_row_shapes_the_shelf_and_stands_in_the_impression(settings: Settings, client: Client) -> None:
+    shopper = Pseudonyms.open(settings).shopper("", "row-client", "")
+    row = ShopperRow(
+        shopper=shopper,
+        partition=0,
+        offset=41,
+        time_ms=T0,
+        recent_items=["score-0"],
+        recent_events=["view_item"],
+        recent_times_ms=[T0],
+    )
+    FeatureRows(settings, 5.0).write_shoppers([row])
+    shelf = client.recommend(client_id="row-client", placement="home")
+    assert shelf.features_offset == 41
+    assert (shelf.items[0].item_id, shelf.items[0].candidate_source) == ("score-6", "covisit")
+
+    def logged() -> list[Impression]:
+        found = [decode(Impression, value) for _, _, _, value in read_all(settings, IMPRESSIONS)]
+        return [i for i in found if i.request_id == shelf.request_id]
+
+    (impression,) = until(logged)
+    assert impression.features.shopper == row
+    assert impression.items == [i.item_id for i in shelf.items]
+    assert (impression.shopper, impression.placement, impression.degraded) == (shopper, "home", shelf.degraded_reason)
+
+
+def test_rank_answers_every_candidate(client: Client) -> None:
+    answer = client.rank(["score-5", "unknown", "score-1"], client_id="x")
+    assert [i.item_id for i in answer.items] == ["score-1", "score-5", "unknown"]
+
+
+def test_similar_items_are_its_neighbours_and_an_unknown_item_is_not_found(client: Client) -> None:
+    assert [i.item_id for i in client.similar_items("score-0").items] == ["score-6"]
+    with pytest.raises(NotFoundError, match="score-none"):
+        client.similar_items("score-none")
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda c: c.recommend(), "at least one of user_id"),
+        (lambda c: c.recommend(client_id="x", count=101), "got 101"),
+        (lambda c: c.recommend(client_id="x", exclude_item_ids=["a"] * 1001), "got 1001 items"),
+        (lambda c: c.recommend(client_id="x" * 129), "129 characters"),
+        (lambda c: c.rank([], client_id="x"), "expected 1 to 2000"),
+        (lambda c: c.rank(["a", "b", "a"], client_id="x"), "'a' stands there more than once"),
+    ],
+)
+def test_a_wrong_request_is_told_what_and_why(client: Client, call: Callable[[Client], Any], said: str) -> None:
+    with pytest.raises(LiveshelfError, match=said):
+        call(client)
+
+
+def test_a_new_item_update_counts_within_seconds(settings: Settings, client: Client) -> None:
+    """What is folded now changes the next shelf: the scorer follows `item-updates`."""
+    producer = Producer(kafka_config(settings))
+    row = ItemRow(item="score-7", partition=3, offset=1000, time_ms=T0, counts={"view_item": 5000.0, "purchase": 500.0})
+    producer.produce(ITEM_UPDATES, encode(row), row.item, partition=3)
+    assert producer.flush(10) == 0
+    until(lambda: client.recommend(client_id="x", count=1).items[0].item_id == "score-7", 10)
+
+
+def test_reflection_is_enough_to_call_it(settings: Settings) -> None:
+    """As grpcurl does: no generated code, the messages come from the server."""
+    with grpc.insecure_channel(settings.scoring_address) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert SERVICE in database.get_services()
+        pool = descriptor_pool.DescriptorPool(database)
+        method = pool.FindServiceByName(SERVICE).FindMethodByName("Recommend")
+        request = json_format.Parse(
+            '{"shopper": {"client_id": "x"}, "count": 2}', message_factory.GetMessageClass(method.input_type)()
+        )
+        answer = channel.unary_unary(
+            f"/{SERVICE}/Recommend",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
+        )(request, timeout=5)
+    assert len(answer.items) == 2
+
+
+def test_without_its_store_every_request_is_answered_and_it_recovers(settings: Settings, tmp_path: Path) -> None:
+    """A scorer whose store never was: shelves all the same, and a full one once it is there."""
+    alone = msgspec.structs.replace(
+        local_settings(tmp_path), kafka=settings.kafka, partitions=settings.partitions, recommend_deadline_ms=2_000
+    )
+    log = tmp_path / "scoring.log"
+    with running([sys.executable, "-m", "serving.service"], log, env=role_environment(alone, os.environ)) as scorer:
+        wait_for_port(alone.scoring_port, scorer, log)
+        with Client(alone.scoring_address, deadline_ms=2_000) as lonely:
+            shelf = until(lambda: (s := lonely.recommend(client_id="x", count=2)).items and s)
+            assert shelf.degraded_reason in ("store_unavailable", "store_late")  # late: the first read costs Feast 100 ms and more
+            store_log = tmp_path / "store.log"
+            FeatureRows(alone, 5.0).apply()
+            with running(valkey_command(alone), store_log) as store:
+                wait_for_port(alone.store_port, store, store_log)
+                until(lambda: lonely.recommend(client_id="x").degraded_reason == "model_server_unavailable")

@@ -1,0 +1,150 @@
+"""Checkpoints: the trainer's whole state in one directory each, written whole or not at all, and checked when read.
+
+    checkpoints/<model>/00000012/
+        state.json      offsets, versions, release, counts
+        learner.npz     weights, optimiser state, vocabulary, frequencies
+        samples.npz     reservoir and unseen samples
+        sha256.json     hash of each file above
+
+Offsets stand beside the weights they produced, so a crash neither skips nor repeats an example.
+"""
+
+import hashlib
+import shutil
+import zipfile
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import structlog
+
+from features.rows import FEATURE_VERSION
+from liveshelf.errors import ConflictError, CorruptError
+from streams.records import Release
+from trainer.directory import sync
+from trainer.samples import Array, Samples
+
+log = structlog.get_logger()
+
+KEPT = 3  # the newest, and two to fall back on
+PARTIAL = ".partial-"
+FORMAT = 1
+FILES = ("state.json", "learner.npz", "samples.npz")
+
+Arrays = dict[str, Array]
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """What is not an array."""
+
+    format: int = FORMAT
+    feature_version: str = FEATURE_VERSION
+    steps: int
+    """Steps taken; with the seed it fixes the step's random numbers."""
+    live_version: int
+    """The version that the weights are those of; 0 before the first."""
+    last_version: int
+    """The last number given, to a refused model too."""
+    offsets: dict[str, int]
+    """`topic/partition` → next offset."""
+    consumed: list[str]
+    """The latest request ids learnt from or set aside, oldest first."""
+    release: Release | None = None
+    """What the step that wrote this decided; published after the checkpoint stands, and again at a restart if it was not."""
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    state: State
+    learner: Arrays
+    reservoir: Samples
+    unseen: Samples
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    checkpoint: Checkpoint
+    sequence: int
+    skipped: list[str]
+    """Newer checkpoints that could not be read, and why."""
+
+
+def save(directory: Path, checkpoint: Checkpoint) -> int:
+    """Write `checkpoint` after the ones in `directory`, then drop all but KEPT; return its sequence number.
+
+    Raises:
+        ConflictError: the directory cannot be written.
+    """
+    sequence = max(_sequences(directory), default=0) + 1
+    partial = directory / f"{PARTIAL}{sequence:08}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for leftover in directory.glob(f"{PARTIAL}*"):
+            shutil.rmtree(leftover)
+        partial.mkdir()
+        (partial / "state.json").write_bytes(msgspec.json.encode(checkpoint.state))
+        np.savez(partial / "learner.npz", **checkpoint.learner)  # type: ignore[arg-type]
+        np.savez(
+            partial / "samples.npz",
+            **{f"reservoir/{name}": column for name, column in checkpoint.reservoir._asdict().items()},
+            **{f"unseen/{name}": column for name, column in checkpoint.unseen._asdict().items()},
+        )
+        (partial / "sha256.json").write_bytes(msgspec.json.encode({name: _sha256(partial / name) for name in FILES}))
+        for name in (*FILES, "sha256.json", "."):
+            sync(partial / name)
+        partial.rename(directory / f"{sequence:08}")
+        sync(directory)
+        for old in _sequences(directory)[:-KEPT]:
+            shutil.rmtree(directory / f"{old:08}")
+    except OSError as error:
+        raise ConflictError(f"cannot write a checkpoint to {directory}: {error}. Free space or make it writable.") from error
+    return sequence
+
+
+def load_latest(directory: Path) -> Loaded | None:
+    """The newest checkpoint that can be read; None when there are none at all.
+
+    Raises:
+        CorruptError: there are checkpoints, and none can be read.
+    """
+    skipped: list[str] = []
+    for sequence in reversed(_sequences(directory)):
+        path = directory / f"{sequence:08}"
+        try:
+            return Loaded(_load(path), sequence, skipped)
+        except (CorruptError, OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, msgspec.MsgspecError) as error:
+            skipped.append(f"{path.name}: {error}")
+            log.error("checkpoint_unreadable", checkpoint=str(path), reason=str(error))
+    if skipped:
+        raise CorruptError(
+            f"none of the {len(skipped)} checkpoints in {directory} can be read ({'; '.join(skipped)}). Restore one from a backup, or move "
+            f"the directory away: the trainer then learns anew from the log. The models already released stay and go on answering."
+        )
+    return None
+
+
+def _load(path: Path) -> Checkpoint:
+    expected = msgspec.json.decode((path / "sha256.json").read_bytes(), type=dict[str, str])
+    for name in FILES:
+        if _sha256(path / name) != expected.get(name):
+            raise CorruptError(f"{name} does not match its checksum")
+    state = msgspec.json.decode((path / "state.json").read_bytes(), type=State)
+    if (state.format, state.feature_version) != (FORMAT, FEATURE_VERSION):
+        raise CorruptError(
+            f"is of format {state.format} and features {state.feature_version}, this trainer reads {FORMAT} and {FEATURE_VERSION}"
+        )
+    with np.load(path / "learner.npz", allow_pickle=False) as arrays:
+        learner = {name: arrays[name] for name in arrays.files}
+    with np.load(path / "samples.npz", allow_pickle=False) as arrays:
+        reservoir = Samples(*(arrays[f"reservoir/{name}"] for name in Samples._fields))
+        unseen = Samples(*(arrays[f"unseen/{name}"] for name in Samples._fields))
+    return Checkpoint(state=state, learner=learner, reservoir=reservoir, unseen=unseen)
+
+
+def _sequences(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit() and entry.is_dir())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,57 @@
+"""The model directory: numbered versions that model servers watch. Each comes and goes whole. No TensorFlow here."""
+
+import os
+import shutil
+from pathlib import Path
+
+KEPT = 10  # a version a minute would fill the disk; ten allow a roll-back past several bad releases
+PARTIAL = ".partial-"  # model servers look at numbered directories only
+
+
+def versions(model_path: Path) -> list[int]:
+    """Versions in the directory, oldest first."""
+    if not model_path.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in model_path.iterdir() if entry.name.isdigit() and entry.is_dir())
+
+
+def live_version(model_path: Path) -> int:
+    """The version that model servers answer with: the newest; 0 when there is none."""
+    return max(versions(model_path), default=0)
+
+
+def partial(model_path: Path, version: int) -> Path:
+    """A clean place to write `version` at, on the same file system; what earlier exports left there is removed."""
+    discard(model_path)
+    model_path.mkdir(parents=True, exist_ok=True)
+    return model_path / f"{PARTIAL}{version}"
+
+
+def publish(written: Path, version: int) -> Path:
+    """Give a written model its number, in one step, once all of it is on the disk; drop the versions beyond KEPT."""
+    model_path = written.parent
+    for path in sorted(written.rglob("*")):
+        sync(path)
+    target = model_path / str(version)
+    written.rename(target)
+    sync(model_path)
+    for old in versions(model_path)[:-KEPT]:
+        doomed = model_path / f"{PARTIAL}old-{old}"
+        (model_path / str(old)).rename(doomed)  # a server never sees half a version, going as little as coming
+        shutil.rmtree(doomed)
+    return target
+
+
+def discard(model_path: Path) -> None:
+    """Remove what a refused or interrupted export left."""
+    for leftover in model_path.glob(f"{PARTIAL}*"):
+        shutil.rmtree(leftover)
+
+
+def sync(path: Path) -> None:
+    """Force a file or directory to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

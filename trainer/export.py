@@ -1,0 +1,126 @@
+"""Writes the learnt model as one plain SavedModel: ids are looked up inside the graph, no custom operations, so stock TensorFlow Serving
+runs it. (Where it goes: directory.)
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from features.encoder import CANDIDATE_FEATURES
+from features.events import EVENT_NAMES
+from features.fold import RECENT_MAX
+from trainer.learner import Learner
+from trainer.model import unit
+from trainer.samples import TASKS
+from trainer.vocabulary import FIRST_ROW, OOV_ROWS
+
+RETRIEVED_MAX = 200  # items a retrieval answers with: four times what a shelf of 50 could use after filters
+WARMUP_CANDIDATES = (10, 500)  # a small shelf, and the size the latency target is set at
+
+E, F = len(EVENT_NAMES), len(CANDIDATE_FEATURES)
+_SHOPPER = {
+    "recent_items": tf.TensorSpec([None, RECENT_MAX], tf.string, "recent_items"),
+    "recent_events": tf.TensorSpec([None, RECENT_MAX], tf.int32, "recent_events"),
+    "recent_age": tf.TensorSpec([None, RECENT_MAX], tf.float32, "recent_age"),
+    "shopper_counts": tf.TensorSpec([None, E], tf.float32, "shopper_counts"),
+}
+_CANDIDATES = {
+    "candidates": tf.TensorSpec([None, None], tf.string, "candidates"),
+    "candidate_features": tf.TensorSpec([None, None, F], tf.float32, "candidate_features"),
+}
+
+
+def write(learner: Learner, path: Path, version: int, model_name: str) -> None:
+    """Write the model with its warm-up requests to `path`."""
+    module = _Served(learner)
+    tf.saved_model.save(
+        module, str(path), signatures={"retrieve": module.retrieve, "rank": module.rank, "serving_default": module.rank}
+    )
+    _write_warmup(path, model_name, version)
+
+
+def probe(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """Load a SavedModel as a server would and ask it once; output → (shape, whether every number is finite), for B = 2 and C = 3."""
+    served = tf.saved_model.load(str(path))
+    outputs = {}
+    for signature, inputs in (("retrieve", example_inputs(2)), ("rank", example_inputs(2, 3))):
+        for name, value in served.signatures[signature](**{k: tf.constant(v) for k, v in inputs.items()}).items():
+            finite = bool(np.isfinite(value.numpy()).all()) if value.dtype.is_floating else True
+            outputs[f"{signature}/{name}"] = (tuple(value.shape), finite)
+    return outputs
+
+
+def expected_outputs(items: int) -> dict[str, tuple[int, ...]]:
+    """The shapes that `probe` must find for a vocabulary of `items`."""
+    k = min(RETRIEVED_MAX, items)
+    return {"retrieve/item": (2, k), "retrieve/score": (2, k), **{f"rank/{task}": (2, 3) for task in TASKS}}
+
+
+def example_inputs(shoppers: int, candidates: int = 0) -> dict[str, Any]:
+    """Inputs of a shopper with one unknown item, for warming up and probing: the work does not depend on the values."""
+    recent = np.full((shoppers, RECENT_MAX), b"", dtype=object)
+    recent[:, 0] = b"?"
+    inputs: dict[str, Any] = {
+        "recent_items": recent,
+        "recent_events": np.zeros((shoppers, RECENT_MAX), np.int32),
+        "recent_age": np.zeros((shoppers, RECENT_MAX), np.float32),
+        "shopper_counts": np.zeros((shoppers, E), np.float32),
+    }
+    if candidates:
+        inputs["candidates"] = np.full((shoppers, candidates), b"?", dtype=object)
+        inputs["candidate_features"] = np.zeros((shoppers, candidates, F), np.float32)
+    return inputs
+
+
+class _Served(tf.Module):  # type: ignore[misc]
+    """The two signatures over the learner's weights. Only variables and a lookup table are saved, none of our classes."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        model, ids = learner.model, learner.vocabulary.ids
+        self.weights = [weight.value for weight in model.weights]  # these, and not the Keras model around them, are saved
+        rows = tf.range(FIRST_ROW, FIRST_ROW + len(ids), dtype=tf.int64)
+        known = tf.lookup.KeyValueTensorInitializer(tf.constant([b"", *ids]), tf.concat([tf.zeros(1, tf.int64), rows], axis=0))
+        self.table = tf.lookup.StaticHashTable(known, default_value=-1)
+        vectors = model.item.embeddings.numpy()[FIRST_ROW : FIRST_ROW + len(ids)]
+        self.vectors = tf.Variable(unit(vectors), trainable=False)  # normalised once here, not at every request
+        self.ids = tf.Variable(tf.constant(ids), trainable=False)
+        k = min(RETRIEVED_MAX, len(ids))
+
+        def lookup(items: Any) -> Any:
+            unknown = 1 + tf.strings.to_hash_bucket_fast(items, OOV_ROWS)
+            found = self.table.lookup(items)
+            return tf.cast(tf.where(found < 0, unknown, found), tf.int32)
+
+        def retrieve(**inputs: Any) -> dict[str, Any]:
+            shopper = unit(model.shopper(inputs | {"recent_rows": lookup(inputs["recent_items"])}))
+            score, at = tf.math.top_k(tf.matmul(shopper, self.vectors, transpose_b=True), k)
+            return {"item": tf.gather(self.ids, at), "score": score}
+
+        def rank(**inputs: Any) -> dict[str, Any]:
+            rows = {"recent_rows": lookup(inputs["recent_items"]), "candidate_rows": lookup(inputs["candidates"])}
+            chances = model.rank(inputs | rows)
+            return {task: chances[:, :, i] for i, task in enumerate(TASKS)}
+
+        self.retrieve = tf.function(retrieve).get_concrete_function(**_SHOPPER)
+        self.rank = tf.function(rank).get_concrete_function(**_SHOPPER, **_CANDIDATES)
+
+
+def _write_warmup(path: Path, model_name: str, version: int) -> None:
+    """Requests that a model server runs before it calls the version ready: both signatures, at each of WARMUP_CANDIDATES."""
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+    extra = path / "assets.extra"
+    extra.mkdir()
+    requests = [("retrieve", example_inputs(1)), *(("rank", example_inputs(1, c)) for c in WARMUP_CANDIDATES)]
+    with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as out:
+        for signature, inputs in requests:
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name, request.model_spec.signature_name = model_name, signature
+            request.model_spec.version.value = version
+            for name, value in inputs.items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            out.write(log.SerializeToString())

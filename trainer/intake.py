@@ -1,0 +1,132 @@
+"""What a step works on: new records of the log as samples, one in ten of them set aside for judging models."""
+
+import hashlib
+from collections.abc import Collection
+
+import msgspec
+
+from features.events import Event
+from features.rows import CatalogItem
+from liveshelf.settings import Settings
+from streams.records import Example
+from streams.topics import CATALOG, CLICKSTREAM, TRAINING_EXAMPLES
+from trainer import bootstrap
+from trainer.log import Logged, LogReader, Offsets
+from trainer.samples import Sample, Samples, concat, empty, from_example, stack
+
+UNSEEN_ONE_IN = 10
+EXAMPLES_MAX = 20_000  # of one step; what is left over waits for the next, so that a backlog is learnt and released piece by piece
+ENCODED_AT_ONCE = 1_000  # decoded samples are ten times the size of encoded ones, so they are encoded as they come
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """New material, split into what is learnt from and what never is."""
+
+    kind: str
+    """`bootstrap` or `step`."""
+    offsets: Offsets
+    consumed: int
+    """Records read, those that could not be used included."""
+    train: Samples
+    unseen: Samples
+    unusable: int = 0
+    duplicates: int = 0
+    request_ids: list[str] = []
+
+
+def from_clickstream(settings: Settings, offsets: Offsets) -> Batch:
+    """The event log, replayed into samples. `offsets` of other topics are kept: examples made of the same events hold shelves that were
+    really shown, and are learnt from next.
+
+    Raises:
+        UnavailableError: Kafka does not answer.
+    """
+    reader = LogReader(settings, CLICKSTREAM, Event, latest=bootstrap.EVENTS_MAX // settings.partitions)
+    partitions: dict[int, list[Logged[Event]]] = {}
+    for events in reader:
+        for logged in events:
+            partitions.setdefault(logged.partition, []).append(logged)
+    catalog = [logged.record for items in LogReader(settings, CATALOG, CatalogItem) for logged in items]
+    merged = list(bootstrap.merge(partitions[p] for p in sorted(partitions)))
+    split = Split()
+    for event_id, sample in bootstrap.replay(merged, catalog, settings.seed):
+        split.add(event_id, sample)
+    train, unseen = split.encoded()
+    return Batch(
+        kind="bootstrap",
+        offsets=offsets | reader.offsets,
+        consumed=len(merged) + reader.undecodable,
+        train=train,
+        unseen=unseen,
+        unusable=split.left_out + reader.undecodable,
+    )
+
+
+def from_examples(settings: Settings, offsets: Offsets, already: Collection[str]) -> Batch:
+    """Examples from `offsets` on, without those whose request id is in `already` or came before: the join delivers at least once.
+
+    Raises:
+        UnavailableError: Kafka does not answer.
+    """
+    reader = LogReader(settings, TRAINING_EXAMPLES, Example, offsets)
+    seen, ids, split = set(already), [], Split()
+    consumed = duplicates = unusable = 0
+    for examples in reader:
+        for logged in examples:
+            example = logged.record
+            consumed += 1
+            if example.request_id in seen:
+                duplicates += 1
+                continue
+            seen.add(example.request_id)
+            ids.append(example.request_id)
+            sample = from_example(example)
+            if sample is None:
+                unusable += 1
+            else:
+                split.add(example.request_id, sample)
+        if consumed >= EXAMPLES_MAX:
+            break
+    train, unseen = split.encoded()
+    return Batch(
+        kind="step",
+        offsets=offsets | reader.offsets,
+        consumed=consumed + reader.undecodable,
+        train=train,
+        unseen=unseen,
+        unusable=unusable + split.left_out + reader.undecodable,
+        duplicates=duplicates,
+        request_ids=ids,
+    )
+
+
+def is_unseen(key: str) -> bool:
+    """Whether the request or event `key` is set aside: the same answer in every run, so no later model learns from it either."""
+    return int.from_bytes(hashlib.sha1(key.encode(), usedforsecurity=False).digest()) % UNSEEN_ONE_IN == 0
+
+
+class Split:
+    """Sorts samples into two heaps, encoding them as they come."""
+
+    def __init__(self) -> None:
+        self.left_out = 0
+        self._waiting: tuple[list[Sample], list[Sample]] = ([], [])
+        self._encoded: tuple[list[Samples], list[Samples]] = ([empty()], [empty()])
+
+    def add(self, key: str, sample: Sample) -> None:
+        heap = int(is_unseen(key))
+        self._waiting[heap].append(sample)
+        if len(self._waiting[heap]) >= ENCODED_AT_ONCE:
+            self._encode(heap)
+
+    def encoded(self) -> tuple[Samples, Samples]:
+        """(to learn from, never to be learnt from)."""
+        for heap in (0, 1):
+            self._encode(heap)
+        return concat(*self._encoded[0]), concat(*self._encoded[1])
+
+    def _encode(self, heap: int) -> None:
+        samples, left_out = stack(self._waiting[heap])
+        self._encoded[heap].append(samples)
+        self._waiting[heap].clear()
+        self.left_out += left_out

@@ -1,0 +1,138 @@
+"""The model: a sequence encoder of the shopper's recent items, cosine retrieval over all items, and a ranker of three objectives.
+
+Works on item rows (see vocabulary) and on the encoder's columns; nothing else feeds it. Written in keras.ops, without TensorFlow.
+
+B shoppers, C candidates, R = RECENT_MAX, E = len(EVENT_NAMES), F = len(CANDIDATE_FEATURES), D = DIM, S sampled negatives.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from features.encoder import CANDIDATE_FEATURES
+from features.events import EVENT_NAMES
+from features.fold import RECENT_MAX
+from trainer.samples import TASKS
+
+Tensor = Any
+Tensors = dict[str, Any]
+
+DIM = 32  # of an item's vector: 100,000 items are 13 MB, and more did not rank better at this size of log
+HIDDEN = 64
+COSINE_SCALE = (
+    14.0  # inverse temperature of the retrieval softmax: cosines lie in [-1, 1], and e^±1 cannot single out one item of many
+)
+FEATURE_CLIP = 5.0  # standard deviations; beyond it a feature is an outlier, not a signal
+NEVER = -1e9  # added to a masked logit: its softmax weight is exactly 0
+
+
+class ShelfModel(keras.Model):  # type: ignore[misc]
+    """One set of weights for `capacity` item rows.
+
+    `seed` fixes the initial weights: a row's first vector depends on the seed and the capacity it was made at, nothing else.
+    """
+
+    def __init__(self, capacity: int, seed: int) -> None:
+        super().__init__(name="shelf")
+        self.capacity = capacity
+        seeds = iter(range(1000 * seed, 1000 * seed + 100))
+
+        def dense(units: int, name: str, activation: str | None = None) -> keras.layers.Dense:
+            start = keras.initializers.GlorotUniform(seed=next(seeds))
+            return keras.layers.Dense(units, activation=activation, kernel_initializer=start, name=name)
+
+        def embedding(rows: int, name: str) -> keras.layers.Embedding:
+            # Small at first, so that an item not learnt yet hardly moves a score.
+            start = keras.initializers.RandomNormal(stddev=0.05, seed=next(seeds) + (rows if name == "item" else 0))
+            return keras.layers.Embedding(rows, DIM, embeddings_initializer=start, name=name)
+
+        self.item = embedding(capacity, "item")
+        self.event = embedding(1 + len(EVENT_NAMES), "event")
+        self.position = embedding(RECENT_MAX, "position")
+        self.age = dense(DIM, "age")
+        self.query, self.key_, self.value = dense(DIM, "query"), dense(DIM, "key"), dense(DIM, "value")
+        self.shopper_hidden, self.shopper_out = dense(HIDDEN, "shopper_hidden", "relu"), dense(DIM, "shopper_out")
+        self.rank_hidden, self.rank_hidden_2 = dense(HIDDEN, "rank_hidden", "relu"), dense(HIDDEN // 2, "rank_hidden_2", "relu")
+        self.rank_out = dense(len(TASKS), "rank_out")
+        f = len(CANDIDATE_FEATURES)
+        self.feature_mean = self.add_weight(shape=(f,), initializer="zeros", trainable=False, name="feature_mean")
+        self.feature_scale = self.add_weight(shape=(f,), initializer="ones", trainable=False, name="feature_scale")
+        self.rank(_nothing())  # creates every layer's weights
+
+    def shopper(self, inputs: Tensors) -> Tensor:
+        """[B, D] from recent_rows [B, R], recent_events [B, R], recent_age [B, R] and shopper_counts [B, E]."""
+        rows = inputs["recent_rows"]
+        mask = ops.cast(ops.not_equal(rows, 0), "float32")
+        items = self.item(rows) * mask[:, :, None]
+        steps = items + self.event(inputs["recent_events"]) + self.position(ops.arange(RECENT_MAX))
+        steps = (steps + self.age(inputs["recent_age"][:, :, None])) * mask[:, :, None]
+        # Attention pooling: what matters of the visit so far, seen from the latest item.
+        match = ops.einsum("bd,brd->br", self.query(steps[:, 0]), self.key_(steps)) / DIM**0.5
+        weight = ops.softmax(match + (1.0 - mask) * NEVER) * mask
+        pooled = ops.einsum("br,brd->bd", weight, self.value(steps))
+        joined = ops.concatenate([steps[:, 0], pooled, inputs["shopper_counts"]], axis=-1)
+        return items[:, 0] + self.shopper_out(self.shopper_hidden(joined))
+
+    def similarity(self, shopper: Tensor, items: Tensor) -> Tensor:
+        """[B, n] cosines between shoppers [B, D] and items [n, D]."""
+        return ops.matmul(unit(shopper), ops.transpose(unit(items)))
+
+    def rank_logits(self, shopper: Tensor, inputs: Tensors) -> Tensor:
+        """[B, C, 3] from candidate_rows [B, C], candidate_features [B, C, F] and shopper_counts [B, E]."""
+        items = self.item(inputs["candidate_rows"])
+        features = (inputs["candidate_features"] - self.feature_mean) / self.feature_scale
+        features = ops.clip(features, -FEATURE_CLIP, FEATURE_CLIP)
+        side = ops.concatenate([shopper, inputs["shopper_counts"]], axis=-1)[:, None, :]
+        side = ops.broadcast_to(side, (*ops.shape(items)[:2], DIM + len(EVENT_NAMES)))
+        joined = ops.concatenate([side, items, shopper[:, None, :] * items, features], axis=-1)
+        return self.rank_out(self.rank_hidden_2(self.rank_hidden(joined)))
+
+    def rank(self, inputs: Tensors) -> Tensor:
+        """[B, C, 3] probabilities of click, cart and purchase."""
+        return ops.sigmoid(self.rank_logits(self.shopper(inputs), inputs))
+
+    def call(self, inputs: Tensors) -> Tensor:
+        return self.rank(inputs)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Scaled to length 1; the zero vector stays zero."""
+    return vectors / (ops.sqrt(ops.sum(ops.square(vectors), axis=-1, keepdims=True)) + 1e-6)
+
+
+def rank_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy, summed over objectives, each averaged over its known labels; all [B, C, 3]."""
+    known = ops.cast(labels >= 0.0, "float32")
+    loss = ops.relu(logits) - logits * ops.maximum(labels, 0.0) + ops.log1p(ops.exp(-ops.abs(logits)))
+    return ops.sum(ops.sum(loss * known, axis=(0, 1)) / ops.maximum(ops.sum(known, axis=(0, 1)), 1.0))
+
+
+def retrieval_loss(cosines: Tensor, log_expected: Tensor, positives: Tensor, pool: Tensor) -> Tensor:
+    """Sampled softmax: each shopper's positive among a pool shared by the batch.
+
+    Args:
+        cosines: [B, B + S]; the pool is the batch's positives, then S sampled rows.
+        log_expected: [B + S] log of how often each pool item is expected in such a pool; taken off, so that popular items are not
+            punished for standing in it often (logQ correction).
+        positives: int [B] rows, 0 where a sample has none; pool: int [B + S] rows.
+    """
+    logits = COSINE_SCALE * cosines - log_expected[None, :]
+    own = ops.eye(ops.shape(positives)[0], ops.shape(pool)[0])
+    same = ops.cast(ops.equal(positives[:, None], pool[None, :]), "float32") * (1.0 - own)
+    logits = logits + NEVER * ops.maximum(same, ops.cast(ops.equal(pool, 0), "float32")[None, :] * (1.0 - own))
+    picked = ops.sum(logits * own, axis=-1)
+    valid = ops.cast(ops.not_equal(positives, 0), "float32")
+    return ops.sum((ops.logsumexp(logits, axis=-1) - picked) * valid) / ops.maximum(ops.sum(valid), 1.0)
+
+
+def _nothing() -> Tensors:
+    """Inputs of the right shapes, B = C = 1."""
+    return {
+        "recent_rows": ops.zeros((1, RECENT_MAX), "int32"),
+        "recent_events": ops.zeros((1, RECENT_MAX), "int32"),
+        "recent_age": ops.zeros((1, RECENT_MAX)),
+        "shopper_counts": ops.zeros((1, len(EVENT_NAMES))),
+        "candidate_rows": ops.zeros((1, 1), "int32"),
+        "candidate_features": ops.zeros((1, 1, len(CANDIDATE_FEATURES))),
+    }
