@@ -265,7 +265,7 @@ class Story:
         """The first model; returns its version when it answers."""
         started = time.monotonic()
         with self._console.status("training the first model"):
-            step = self._post_step()
+            step = self._step()
             if step["outcome"] != "promoted":
                 raise LiveshelfError(f"the first model was {step['outcome']}: {step['reason']}. See {self._log('trainer')}.")
             version = self._answering(int(step["version"]))
@@ -314,7 +314,7 @@ class Story:
             with self._console.status("waiting for the feedback window"):
                 self._wait(FEEDBACK_WINDOW_S + JOIN_GRACE_S)
             with self._console.status("an incremental step"):
-                step = self._report.step = self._post_step()
+                step = self._report.step = self._step()
             self._say(
                 f"step on {step['consumed']} examples in {step['seconds']:.1f} s: {step['outcome']} {step['reason']}".rstrip()
             )
@@ -337,6 +337,10 @@ class Story:
     def _wait(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
             raise UnavailableError("stopped")
+
+    def _step(self) -> dict[str, Any]:
+        """One training step. The trainer may still be loading TensorFlow, or be in a step of its own."""
+        return self._until(self._post_step, TRAIN_TIMEOUT_S, "trainer", "a training step", 1.0)
 
     def _post_step(self) -> dict[str, Any]:
         import httpx
