@@ -350,9 +350,10 @@ class Story:
             answer = self._http.post(url)
             step: dict[str, Any] = answer.json()
         except (httpx.HTTPError, ValueError) as error:
-            raise UnavailableError(f"{url} did not answer with a step: {error}. See {self._log('trainer')}.") from error
+            raise UnavailableError(f"{url} did not answer with a step: {error}.") from error
         if answer.status_code != 200:
-            raise UnavailableError(f"{url} answered {answer.status_code}: {answer.text[:300]}. See {self._log('trainer')}.")
+            kind = UnavailableError if answer.status_code in (409, 503) else LiveshelfError
+            raise kind(f"{url} answered {answer.status_code}: {answer.text[:300]}. See {self._log('trainer')}.")
         return step
 
     def _answering(self, version: int) -> int:
