@@ -229,12 +229,12 @@ class Story:
             self._seed(shop)
             first = self._train()
             shopper = chosen_shopper(shop)
-            before = self._ask(shopper)
+            before = self._shelf(shopper)
             self._show(before, f"What {shopper.client_id} sees")
             after = self._click(shop, shopper, before)
             self._leave_feedback(shop, shopper, after)
-            second = self._learn(shop, first)
-            self._show(self._ask(shopper), f"Version {second} answers")
+            second = self._learn(shop, shopper, first)
+            self._show(self._shelf(shopper), f"Version {second} answers")
 
     def _seed(self, shop: "Shop") -> None:
         from liveshelf.cli.simulate import bar
@@ -265,7 +265,7 @@ class Story:
         """The first model; returns its version when it answers."""
         started = time.monotonic()
         with self._console.status("training the first model"):
-            step = self._post_step()
+            step = self._step()
             if step["outcome"] != "promoted":
                 raise LiveshelfError(f"the first model was {step['outcome']}: {step['reason']}. See {self._log('trainer')}.")
             version = self._answering(int(step["version"]))
@@ -304,17 +304,17 @@ class Story:
         self._emit(shop, shopper, "view_item_list", ats, shelf.request_id)
         self._emit(shop, shopper, "select_item", ats[:1], shelf.request_id)
 
-    def _learn(self, shop: "Shop", first: int) -> int:
+    def _learn(self, shop: "Shop", shopper: "Shopper", first: int) -> int:
         """Incremental steps on what shoppers did with their shelves, until one is promoted; returns its version when it answers.
 
         The gate may rightly refuse a step: a few dozen visits are little to learn from. Then more shoppers come.
         """
         for attempt in range(STEPS_MAX):
-            self._visits(shop, attempt)
+            self._visits(shop, shopper, attempt)
             with self._console.status("waiting for the feedback window"):
                 self._wait(FEEDBACK_WINDOW_S + JOIN_GRACE_S)
             with self._console.status("an incremental step"):
-                step = self._report.step = self._post_step()
+                step = self._report.step = self._step()
             self._say(
                 f"step on {step['consumed']} examples in {step['seconds']:.1f} s: {step['outcome']} {step['reason']}".rstrip()
             )
@@ -325,17 +325,22 @@ class Story:
                 return version
         raise LiveshelfError(f"{STEPS_MAX} steps and none promoted; the last: {self._report.step}. See {self._log('trainer')}.")
 
-    def _visits(self, shop: "Shop", attempt: int) -> None:
-        """Simulated shoppers read shelves and follow what they like."""
+    def _visits(self, shop: "Shop", but: "Shopper", attempt: int) -> None:
+        """Simulated shoppers read shelves and follow what they like; all but the one whose shelf is shown."""
         from liveshelf.simulator.traffic import live
 
         with self._console.status("shoppers visit"):
-            tally = live(shop, self._feed, self._client, visits=VISITS, rate_per_s=0, run=f"demo-{attempt}")
-        self._say(f"{tally.visits} visits: {tally.shelves} shelves, {tally.clicks} clicks, CTR {tally.click_rate:.1%}")
+            run = f"demo-{attempt}"
+            tally = live(shop, self._feed, self._client, visits=VISITS, rate_per_s=0, run=run, absent=[but.index])
+        self._say(f"{tally.visits} visits of others: {tally.shelves} shelves, {tally.clicks} clicks, CTR {tally.click_rate:.1%}")
 
     def _wait(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
             raise UnavailableError("stopped")
+
+    def _step(self) -> dict[str, Any]:
+        """One training step. The trainer may still be loading TensorFlow, or be in a step of its own."""
+        return self._until(self._post_step, TRAIN_TIMEOUT_S, "trainer", "a training step", 1.0)
 
     def _post_step(self) -> dict[str, Any]:
         import httpx
@@ -345,9 +350,10 @@ class Story:
             answer = self._http.post(url)
             step: dict[str, Any] = answer.json()
         except (httpx.HTTPError, ValueError) as error:
-            raise UnavailableError(f"{url} did not answer with a step: {error}. See {self._log('trainer')}.") from error
+            raise UnavailableError(f"{url} did not answer with a step: {error}.") from error
         if answer.status_code != 200:
-            raise UnavailableError(f"{url} answered {answer.status_code}: {answer.text[:300]}. See {self._log('trainer')}.")
+            kind = UnavailableError if answer.status_code in (409, 503) else LiveshelfError
+            raise kind(f"{url} answered {answer.status_code}: {answer.text[:300]}. See {self._log('trainer')}.")
         return step
 
     def _answering(self, version: int) -> int:
@@ -358,6 +364,15 @@ class Story:
             return int(answer.model_version) if answer.model_version >= version and not answer.degraded else None
 
         return self._until(scored, MODEL_TIMEOUT_S, "scoring", f"a shelf scored by model {version}")
+
+    def _shelf(self, shopper: "Shopper") -> Any:
+        """A shelf as it should be. Under load one may come degraded, past the scorer's deadline; then the next is shown."""
+
+        def full() -> Any:
+            answer = self._ask(shopper)
+            return None if answer.degraded or answer.features_offset < 0 else answer
+
+        return self._until(full, CHANGE_TIMEOUT_S, "scoring", f"a full shelf for {shopper.client_id}")
 
     def _ask(self, shopper: "Shopper") -> Any:
         return self._client.recommend(client_id=shopper.client_id, count=SHELF_COUNT, placement="demo")
@@ -415,9 +430,9 @@ def unlike(shop: "Shop", shopper: "Shopper", categories: set[str]) -> list[int]:
 
 
 def is_changed(before: Any, after: Any) -> bool:
-    """The features know of a later event, and the shelf is not what it was."""
+    """The features know of a later event, and the shelf, a full one, is not what it was."""
     order = [[(item.item_id, item.score) for item in answer.items] for answer in (before, after)]
-    return bool(after.features_offset > before.features_offset and order[0] != order[1])
+    return bool(not after.degraded and after.features_offset > before.features_offset and order[0] != order[1])
 
 
 def moved(before: Any, after: Any) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -90,13 +90,14 @@ def live(
     visits: int,
     rate_per_s: float,
     run: str,
+    absent: Sequence[int] = (),
     progress: Progress | None = None,
     tally: Tally | None = None,
 ) -> Tally:
     """`visits` visits now, begun at `rate_per_s` (0: as fast as they go), reading shelves from `client` and reporting to `feed`.
 
     Shoppers and their choices follow from the shop's seed; `run` goes into session and event ids, so that two runs do not repeat ids.
-    Within a visit nobody waits to think: each event bears the time at which it is sent.
+    Shoppers in `absent` stay away. Within a visit nobody waits to think: each event bears the time at which it is sent.
 
     Raises:
         UnavailableError: the collector does not answer. A scorer that does not answer costs a shelf, not the visit.
@@ -104,7 +105,9 @@ def live(
     tally = Tally() if tally is None else tally
     started = time.monotonic()
     rng = np.random.default_rng([shop.seed, 4])
-    visitors = rng.choice(len(shop.shoppers), size=visits, p=shop.activity)
+    present = shop.activity.copy()
+    present[list(absent)] = 0.0
+    visitors = rng.choice(len(shop.shoppers), size=visits, p=present / present.sum())
     slots = threading.Semaphore(VISITS_AT_ONCE)
     failed = threading.Event()
 

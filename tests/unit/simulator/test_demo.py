@@ -8,9 +8,9 @@ from liveshelf.simulator.shop import AISLES, Shop
 from liveshelf.v1 import recommendation_pb2 as pb2
 
 
-def _shelf(items: str, offset: int = 0, scores: float = 1.0) -> pb2.RecommendResponse:
+def _shelf(items: str, offset: int = 0, scores: float = 1.0, degraded: bool = False) -> pb2.RecommendResponse:
     scored = [pb2.ScoredItem(item_id=item, position=n, score=scores) for n, item in enumerate(items)]
-    return pb2.RecommendResponse(items=scored, features_offset=offset)
+    return pb2.RecommendResponse(items=scored, features_offset=offset, degraded=degraded)
 
 
 def test_moves_name_every_item_of_both_shelves() -> None:
@@ -25,6 +25,7 @@ def test_moves_name_every_item_of_both_shelves() -> None:
         (_shelf("ab", offset=8, scores=2.0), True),
         (_shelf("ab", offset=8), False),  # the event said nothing about this shelf
         (_shelf("ba", offset=7), False),  # decay alone reorders, too
+        (_shelf("ba", offset=8, degraded=True), False),  # what is popular, whoever asks
         (_shelf("ba", offset=-1), False),  # the store was late
     ],
 )

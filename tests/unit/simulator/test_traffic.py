@@ -199,6 +199,14 @@ def test_same_seed_same_visitors_other_run_other_ids(shop: Shop, collector: Coll
     assert not {e["event_id"] for e in first} & {e["event_id"] for e in second}
 
 
+def test_who_is_absent_does_not_visit(shop: Shop, collector: Collector, scorer: tuple[Scorer, str]) -> None:
+    away = [int(shop.activity.argmax()), 3]
+    with Feed(collector.url) as feed, Client(scorer[1], 5_000) as client:
+        live(shop, feed, client, visits=30, rate_per_s=0, run="t", absent=away)
+    assert collector.events
+    assert not {e["client_id"] for e in collector.events} & {shop.shoppers[s].client_id for s in away}
+
+
 def test_a_lost_collector_ends_the_visits(shop: Shop, scorer: tuple[Scorer, str]) -> None:
     tally = Tally()
     with Feed("http://127.0.0.1:9") as feed, Client(scorer[1], 5_000) as client, pytest.raises(UnavailableError):
