@@ -9,7 +9,6 @@ POST /v1/step    one step now; {"bootstrap": true} learns anew from the event lo
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -28,6 +27,7 @@ from starlette.routing import Route
 
 from liveshelf.errors import ConflictError, CorruptError, LiveshelfError, SettingsError, UnavailableError
 from liveshelf.settings import Settings, load_settings
+from streams.logs import configure_logs
 from trainer import directory, releases
 from trainer.worker import Worker
 
@@ -105,24 +105,10 @@ def _json(value: Any, status: HTTPStatus = HTTPStatus.OK, headers: dict[str, str
     return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
 
 
-def log_json_lines() -> None:
-    """Structured logs, one JSON object a line, to stderr."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-
-
 def main() -> int:
     """Serve until SIGTERM or SIGINT."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its notes on drivers and kernels are not JSON and not news
-    log_json_lines()
+    configure_logs()
     try:
         settings = load_settings()
     except SettingsError as error:

@@ -52,11 +52,7 @@ def test_x(bootstrapped, shop):
         t = time.time()
         r = tr.step()
         print(r.outcome, r.reason, r.seconds, r.version, time.time() - t, {k: round(v, 4) for k, v in r.metrics.items()})
-<<<<<<< HEAD
     produce(s, TRAINING_EXAMPLES, shop.examples(600, "p", poisoned=True), "shopper")
-=======
-    produce(s, TRAINING_EXAMPLES, shop.examples(600, f"p", poisoned=True), "shopper")
->>>>>>> trainer
     r = tr.step()
     print(r.outcome, r.reason, r.seconds, r.version, time.time() - t, {k: round(v, 4) for k, v in r.metrics.items()})
     r = tr.step()
