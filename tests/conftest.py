@@ -3,7 +3,9 @@
 The jars come from the user's cache; LIVESHELF_CACHE_DIR and LIVESHELF_MAVEN_REPOSITORY are honoured, other settings are not.
 """
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import time
@@ -27,11 +29,13 @@ QUICK_JVM = {"JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port that nobody listens on right now: at random, so that test runs side by side do not meet, and below the range that
+    the kernel takes outgoing connections' ports from (32768 up), so that none of those sits on it before the part does."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 def local_settings(data_dir: Path, **changes: object) -> Settings:
