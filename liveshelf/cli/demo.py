@@ -116,6 +116,10 @@ def demo_settings(settings: Settings) -> Settings:
         model_server="",
         feedback_window_s=FEEDBACK_WINDOW_S,
         train_interval_s=TRAIN_INTERVAL_S,
+        # A laptop that starts eight processes and trains is slow for a moment; the story is about the model's shelves, not the fallback's.
+        recommend_deadline_ms=CALL_DEADLINE_MS,
+        store_timeout_ms=CALL_DEADLINE_MS // 2,
+        model_timeout_ms=CALL_DEADLINE_MS // 2,
     )
 
 

@@ -82,7 +82,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     from liveshelf.simulator.shop import Shop
     from liveshelf.simulator.traffic import seed_history
 
-    settings = local_settings(tmp_path_factory.mktemp("stack"), feedback_window_s=2, train_interval_s=0)
+    # Deadlines for a machine that may be busy with other things: that they are kept is shown elsewhere.
+    patient = {"recommend_deadline_ms": 5_000, "store_timeout_ms": 2_000, "model_timeout_ms": 2_000}
+    settings = local_settings(tmp_path_factory.mktemp("stack"), feedback_window_s=2, train_interval_s=0, **patient)
     stack = Stack(settings)
     try:
         up = stack.liveshelf("up", "--detach", "--json", timeout_s=UP_TIMEOUT_S)

@@ -45,7 +45,7 @@ def test_one_event_travels_the_whole_loop(stack: Stack) -> None:
     client_id = f"e2e-{uuid.uuid4().hex}"
     shopper = Pseudonyms.open(stack.settings).shopper("", client_id, "")
     rows = FeatureRows(stack.settings, 5.0)
-    with Client(stack.settings.scoring_address, deadline_ms=2_000) as client:
+    with Client(stack.settings.scoring_address, deadline_ms=5_000) as client:
         wanted = some_items(stack, client, 40)[-1]
         before = client.recommend(client_id=client_id)
         assert not before.degraded, before.degraded_reason
@@ -109,7 +109,7 @@ def test_one_event_travels_the_whole_loop(stack: Stack) -> None:
 
         # examples → a new version that has consumed exactly them
         step = stack.step()
-        assert step["examples"] == len(examples())
+        assert step["consumed"] == len(examples())
         assert step["outcome"] == "promoted", step
         assert step["version"] == after.model_version + 1
         stack.until(lambda: stack.model() == step["version"], "the new version answers")
@@ -130,7 +130,7 @@ def test_a_raw_id_is_stored_nowhere(stack: Stack) -> None:
         == 202
     )
     assert stack.post("/v1/events", {"client_id": secret, "user_id": secret, "name": "no_such_event"}).status_code == 400
-    with Client(stack.settings.scoring_address, deadline_ms=2_000) as client:
+    with Client(stack.settings.scoring_address, deadline_ms=5_000) as client:
         stack.until(lambda: client.recommend(client_id=secret).features_offset >= 0, "the event is in the features")
     for file in stack.settings.data_path.rglob("*"):
         if file.is_file():
@@ -160,7 +160,7 @@ def test_any_part_killed_comes_back_and_the_loop_goes_on(stack: Stack) -> None:
         "an event is accepted",
     )
     assert answer.json()["accepted"] == 1
-    with Client(stack.settings.scoring_address, deadline_ms=2_000) as client:
+    with Client(stack.settings.scoring_address, deadline_ms=5_000) as client:
         stack.until(lambda: client.recommend(client_id=client_id).features_offset >= 0, "the event is in the features")
         stack.until(lambda: not client.recommend(client_id=client_id).degraded, "the shelf is not degraded")
 
