@@ -15,7 +15,8 @@ from trainer.samples import TASKS, Array, Samples
 from trainer.vocabulary import FIRST_ROW, Vocabulary
 
 CAPACITY_AT_FIRST = 1024  # rows; doubled whenever full, so growth is rare and its retracing too
-BATCH = 256
+BATCH_MIN, BATCH_MAX = 32, 256
+BATCHES_PER_EPOCH = 80  # what batches are sized for: with 256 a log of 3,000 events got 30 updates in three epochs and retrieved at random
 SAMPLED = 512  # negatives of the retrieval loss beside the batch's own positives
 SAMPLED_POWER = 0.75  # as in bootstrap: popular items are hard negatives, rare ones must be pushed away too
 RETRIEVAL_WEIGHT = 0.3  # its cross-entropy starts near ln(768) = 6.6, the ranker's three near 2: neither drowns the other
@@ -66,11 +67,12 @@ class Learner:
     def fit(self, samples: Samples, rng: np.random.Generator, epochs: int, learning_rate: float) -> float:
         """Learn from `samples` (whose items were admitted), in an order drawn from `rng`; returns the mean loss of the last epoch."""
         columns = self._columns(samples)
+        batch = min(max(samples.size // BATCHES_PER_EPOCH, BATCH_MIN), BATCH_MAX)
         self.optimizer.learning_rate.assign(learning_rate)
         losses: list[float] = []
         for _ in range(epochs):
             order = rng.permutation(samples.size)
-            parts = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
+            parts = [order[at : at + batch] for at in range(0, len(order), batch)]
             losses = [float(self._learn(self._batch(columns, part, rng))) for part in parts]
         return float(np.mean(losses)) if losses else 0.0
 
@@ -109,7 +111,7 @@ class Learner:
     def _make(self, capacity: int) -> None:
         """A fresh model and optimiser, and the graphs that run them."""
         self.model = ShelfModel(capacity, self.seed)
-        self.optimizer = keras.optimizers.Adam(global_clipnorm=CLIP_NORM)
+        self.optimizer = keras.optimizers.Adam(global_clipnorm=CLIP_NORM, name="adam")
         self.optimizer.build(self.model.trainable_variables)
         # Signatures with open sizes: one trace each, whatever the batch.
         self._learn = tf.function(self._learn_eagerly, input_signature=[_specs(_LEARN_SHAPES)])

@@ -98,7 +98,7 @@ async def _refuse(_: Request, error: Exception) -> Response:
         else HTTPStatus.INTERNAL_SERVER_ERROR
     )
     headers = {"Retry-After": "5"} if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.CONFLICT) else {}
-    return _json({"error": str(error)}, status, headers)
+    return _json({"error": str(error), "kind": type(error).__name__}, status, headers)
 
 
 def _json(value: Any, status: HTTPStatus = HTTPStatus.OK, headers: dict[str, str] | None = None) -> Response:

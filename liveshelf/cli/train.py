@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 STEP_S_MAX = 1_800  # a bootstrap of a long log on a busy machine takes minutes
-ERRORS: dict[int, type[LiveshelfError]] = {400: SettingsError, 409: ConflictError, 500: CorruptError, 503: UnavailableError}
+ERRORS: dict[str, type[LiveshelfError]] = {
+    error.__name__: error for error in (ConflictError, CorruptError, LiveshelfError, SettingsError, UnavailableError)
+}
 COLORS = {"promoted": "green", "refused": "yellow", "nothing_to_learn": "dim"}
 
 
@@ -51,7 +53,7 @@ def ask(settings: Settings, path: str, body: bytes | None = None) -> Any:
     Raises:
         UnavailableError: the trainer does not answer, or cannot reach Kafka.
         ConflictError: a step runs already.
-        CorruptError: its checkpoints cannot be read, or it failed otherwise.
+        CorruptError: its checkpoints cannot be read.
     """
     request = urllib.request.Request(settings.trainer_url + path, data=body, headers={"Content-Type": "application/json"})  # noqa: S310
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a part on this machine is never behind a proxy
@@ -61,12 +63,11 @@ def ask(settings: Settings, path: str, body: bytes | None = None) -> Any:
     except urllib.error.HTTPError as error:
         text = error.read().decode(errors="replace")
         try:
-            reason = str(msgspec.json.decode(text)["error"])
-        except (msgspec.DecodeError, KeyError, TypeError):
-            reason = text[:300]
-        raise ERRORS.get(error.code, LiveshelfError)(
-            f"the trainer at {settings.trainer_url} answered {error.code}: {reason}"
-        ) from error
+            told = msgspec.json.decode(text, type=dict[str, str])
+        except msgspec.DecodeError:
+            told = {"error": text[:300]}
+        kind = ERRORS.get(told.get("kind", ""), LiveshelfError)
+        raise kind(f"the trainer at {settings.trainer_url} answered {error.code}: {told.get('error', text[:300])}") from error
     except (OSError, msgspec.DecodeError) as error:
         why = getattr(error, "reason", error)
         raise UnavailableError(

@@ -189,6 +189,13 @@ def _server_properties(settings: Settings) -> dict[str, Any]:
     }
 
 
+def new_cluster_id() -> str:
+    """22 letters of base64. As Kafka's own generator does, never with a leading hyphen: its tools would take that for an option."""
+    while (cluster_id := urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return cluster_id
+
+
 def _format_storage(home: Path, storage_tool: list[str], properties: Path) -> None:
     """Format once; the cluster id is kept beside the log, so that a format cut short is repeated under the same id."""
     id_file = home / "cluster.id"
@@ -197,7 +204,7 @@ def _format_storage(home: Path, storage_tool: list[str], properties: Path) -> No
             raise CorruptError(
                 f"{home}/log has records but {id_file} is gone. Restore it from log/meta.properties, or use a new data_dir."
             )
-        _write_atomically(id_file, urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))
+        _write_atomically(id_file, new_cluster_id())
     cluster_id = id_file.read_text().strip()
     if not re.fullmatch(r"[\w-]{22}", cluster_id):
         raise CorruptError(

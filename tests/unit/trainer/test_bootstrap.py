@@ -1,0 +1,100 @@
+"""Replayed samples: what was known just before each event, and nothing of it or of what came after."""
+
+from itertools import islice
+
+import msgspec
+import pytest
+
+from features.events import Event, EventItem
+from features.fold import ItemDelta, fold_item, fold_shopper
+from features.items import ItemTable
+from features.rows import ItemRow, ShopperRow
+from tests.planted_shop import T0, PlantedShop
+from trainer.bootstrap import NEGATIVES, merge, replay
+from trainer.log import Logged
+
+
+def logged(events: list[Event]) -> list[Logged[Event]]:
+    return [Logged(0, offset, event) for offset, event in enumerate(events)]
+
+
+def view(event_id: str, item: str, minute: int, name: str = "view_item") -> Event:
+    return Event(event_id=event_id, event_name=name, shopper="s", time_ms=T0 + 60_000 * minute, items=(EventItem(item),))  # type: ignore[arg-type]
+
+
+def folded(events: list[Event], shop: PlantedShop) -> tuple[dict[str, ShopperRow], ItemTable]:
+    """Rows and item table of `events` alone."""
+    rows: dict[str, ShopperRow] = {}
+    items: dict[str, ItemRow] = {}
+    for offset, event in enumerate(events):
+        row = rows.setdefault(event.shopper, ShopperRow(event.shopper))
+        by_item: dict[str, list[ItemDelta]] = {}
+        for delta in fold_shopper(row, event, 0, offset):
+            by_item.setdefault(delta.item, []).append(delta)
+        for item, deltas in by_item.items():
+            fold_item(items.setdefault(item, ItemRow(item, 0)), deltas, offset)
+    table = ItemTable()
+    for item_row in items.values():
+        table.apply(item_row)
+    for item in shop.catalog():
+        table.apply_catalog(item)
+    return rows, table
+
+
+def test_features_hold_nothing_of_the_event_they_predict_nor_of_later_ones() -> None:
+    """Compared, after the whole replay, with rows folded from only the events before."""
+    shop = PlantedShop()
+    events = shop.events(600)
+    position = {event.event_id: n for n, event in enumerate(events)}
+    samples = list(replay(logged(events), shop.catalog(), seed=7))
+    assert len(samples) > 300
+    for event_id, sample in islice(samples, 0, None, 60):
+        n = position[event_id]
+        rows, table = folded(events[:n], shop)
+        before = msgspec.structs.replace(rows[events[n].shopper], event_ids=[])
+        assert sample.features.shopper == before
+        items = sample.features.candidates.items
+        assert items[0] == events[n].items[0].item_id
+        expected = table.columns(items, before, events[n].time_ms)
+        assert sample.features.candidates.covisit == pytest.approx(expected.covisit)
+        for found, wanted in zip(sample.features.candidates.counts, expected.counts, strict=True):
+            assert found == pytest.approx(wanted)
+
+
+def test_the_event_is_the_positive_and_the_rest_are_distinct_others() -> None:
+    shop = PlantedShop()
+    events = shop.events(400)
+    by_id = {event.event_id: event for event in events}
+    for event_id, sample in replay(logged(events), shop.catalog(), seed=7):
+        event, items = by_id[event_id], sample.features.candidates.items
+        assert len(set(items)) == len(items) == len(sample.labels) <= 1 + NEGATIVES
+        task = {"view_item": 0, "add_to_cart": 1, "purchase": 2}[event.event_name]
+        assert [labels[task] for labels in sample.labels] == [1.0] + [0.0] * (len(items) - 1)
+        assert not sample.served
+
+
+def test_the_same_seed_draws_the_same_samples() -> None:
+    shop = PlantedShop()
+    events = logged(shop.events(300))
+    once, twice, other = (list(replay(events, shop.catalog(), seed)) for seed in (7, 7, 8))
+    assert once == twice
+    assert once != other
+
+
+def test_first_looks_repeats_and_unknown_items_make_no_sample() -> None:
+    events = [
+        view("first", "a", 0),
+        view("repeat", "a", 1),  # a click and the view it opens are one step
+        view("unknown", "b", 2),  # nothing had named b: no shelf could have held it
+        view("known", "a", 3),
+        view("cart", "a", 4, "add_to_cart"),  # of the item just looked at: that is what a cart is
+        view("known", "b", 5),  # the same event id again: a browser's retry
+        view("list", "a", 6, "view_item_list"),
+    ]
+    assert [event_id for event_id, _ in replay(logged(events), [], seed=7)] == ["known", "cart"]
+
+
+def test_merge_orders_by_event_time_and_keeps_each_partition_in_order() -> None:
+    late = [Logged(0, n, view(f"a{n}", "a", minute)) for n, minute in enumerate([0, 5, 3])]
+    other = [Logged(1, n, view(f"b{n}", "b", minute)) for n, minute in enumerate([1, 4, 9])]
+    assert [entry.record.event_id for entry in merge([late, other])] == ["a0", "b0", "b1", "a1", "a2", "b2"]

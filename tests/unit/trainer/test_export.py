@@ -1,0 +1,121 @@
+"""The exported SavedModel: answers as the Keras model does, needs nothing of ours, and appears whole or not at all."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.planted_shop import PlantedShop
+from trainer import directory, export
+from trainer.learner import Learner, be_deterministic
+from trainer.samples import TASKS, Samples, from_example, stack
+from trainer.vocabulary import FIRST_ROW
+
+tf = pytest.importorskip("tensorflow")
+
+
+@pytest.fixture(scope="module")
+def shelves() -> Samples:
+    be_deterministic()
+    shop = PlantedShop()
+    shop.events(300)
+    return stack([sample for e in shop.examples(64, "r") if (sample := from_example(e)) is not None])[0]
+
+
+@pytest.fixture(scope="module")
+def learner(shelves: Samples) -> Learner:
+    learner = Learner(seed=7)
+    known = shelves.take(np.arange(4))
+    learner.admit(known)  # so the other shelves hold unknown items too
+    learner.normalise(shelves)
+    learner.fit(known, np.random.default_rng(1), 3, 1e-2)
+    return learner
+
+
+@pytest.fixture(scope="module")
+def exported(learner: Learner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "1"
+    export.write(learner, path, 1, "shelf")
+    return path
+
+
+def served_inputs(shelves: Samples, candidates: bool) -> dict[str, object]:
+    names = ("recent_items", "recent_events", "recent_age", "shopper_counts") + ("candidates", "candidate_features") * candidates
+    return {name: tf.constant(getattr(shelves, name)) for name in names}
+
+
+def test_rank_equals_the_keras_model_also_for_unknown_items(learner: Learner, exported: Path, shelves: Samples) -> None:
+    served = tf.saved_model.load(str(exported))
+    unknown = learner.vocabulary.rows(shelves.candidates) < FIRST_ROW
+    assert unknown.any()
+    assert not unknown.all()
+    expected = learner.predict(shelves)
+    for signature in ("rank", "serving_default"):
+        found = served.signatures[signature](**served_inputs(shelves, candidates=True))
+        for i, task in enumerate(TASKS):
+            np.testing.assert_allclose(found[task].numpy(), expected[:, :, i], rtol=1e-5, atol=1e-6)
+
+
+def test_retrieve_equals_a_full_scan_by_the_keras_model(learner: Learner, exported: Path, shelves: Samples) -> None:
+    found = tf.saved_model.load(str(exported)).signatures["retrieve"](**served_inputs(shelves, candidates=False))
+    vectors = learner.model.item.embeddings.numpy()[FIRST_ROW : learner.vocabulary.rows_used]
+    cosines = learner.model.similarity(learner.model.shopper(learner._columns(shelves)), vectors).numpy()
+    assert found["item"].shape == (64, len(learner.vocabulary))  # fewer items than RETRIEVED_MAX
+    np.testing.assert_allclose(found["score"].numpy(), -np.sort(-cosines, axis=1), rtol=1e-4, atol=1e-5)
+    index = {item: n for n, item in enumerate(learner.vocabulary.ids)}
+    for n in range(0, 64, 16):
+        named = [cosines[n, index[item]] for item in found["item"].numpy()[n].tolist()]
+        np.testing.assert_allclose(named, found["score"].numpy()[n], rtol=1e-4, atol=1e-5)
+
+
+def test_shapes_and_warmup_requests(learner: Learner, exported: Path) -> None:
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    shapes = {name: shape for name, (shape, finite) in export.probe(exported).items() if finite}
+    assert shapes == export.expected_outputs(len(learner.vocabulary))
+    served = tf.saved_model.load(str(exported))
+    asked = []
+    for record in tf.data.TFRecordDataset(str(exported / "assets.extra" / "tf_serving_warmup_requests")):
+        request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
+        inputs = {name: tf.constant(tf.make_ndarray(tensor)) for name, tensor in request.inputs.items()}
+        served.signatures[request.model_spec.signature_name](**inputs)
+        asked.append((request.model_spec.signature_name, inputs["candidates"].shape[1] if "candidates" in inputs else 0))
+    assert asked == [("retrieve", 0), ("rank", 10), ("rank", 500)]
+
+
+def test_loads_in_a_process_that_has_nothing_of_ours(exported: Path, tmp_path: Path) -> None:
+    """Isolated (-I) and elsewhere, so that neither the tree nor PYTHONPATH is importable; no Keras object is asked for either."""
+    script = f"""
+import importlib.util, sys
+assert not any(importlib.util.find_spec(name) for name in ("trainer", "features", "streams"))
+import tensorflow as tf
+model = tf.saved_model.load({str(exported)!r})
+assert set(model.signatures) == {{"rank", "retrieve", "serving_default"}}, set(model.signatures)
+out = model.signatures["retrieve"](
+    recent_items=tf.fill([1, 20], ""), recent_events=tf.zeros([1, 20], tf.int32),
+    recent_age=tf.zeros([1, 20]), shopper_counts=tf.zeros([1, 9]))
+print(len(out["item"].numpy()[0]))
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 0
+
+
+def test_versions_come_and_go_whole(tmp_path: Path) -> None:
+    models = tmp_path / "shelf"
+    assert directory.versions(models) == []
+    interrupted = directory.partial(models, 1)
+    interrupted.mkdir()
+    (interrupted / "saved_model.pb").write_bytes(b"half")
+    assert directory.live_version(models) == 0
+    for version in range(1, directory.KEPT + 4):
+        place = directory.partial(models, version)
+        assert not place.exists(), "what was left there is gone"
+        (place / "variables").mkdir(parents=True)
+        (place / "variables" / "data").write_bytes(b"whole")
+        directory.publish(place, version)
+        assert directory.live_version(models) == version
+    assert directory.versions(models) == list(range(4, directory.KEPT + 4))
+    assert [entry.name for entry in models.iterdir() if not entry.name.isdigit()] == []
