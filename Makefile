@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTO := liveshelf/v1/recommendation.proto
+TFS_PROTO := serving/tfserving.proto
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check proto lock clean
 
 help:
 	@echo "make demo     start every part, seed a shop, learn from three clicks; Ctrl-C stops all (ONCE=1: stop by itself)"
-	@echo "make test     the whole test suite; it starts its own servers (ARGS='-k name' is passed to pytest)"
+	@echo "make test     make check, then the whole test suite; it starts its own servers (ARGS='-k name' is passed to pytest)"
 	@echo "make check    format, lint, types, import rules, and that generated code is current"
 	@echo "make proto    generate the Python code of $(PROTO)"
 	@echo "make lock     choose and lock the versions of all dependencies again"
@@ -32,8 +33,8 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/liveshelf demo $(if $(ONCE),--once)
 
-test: $(STAMP)
-	@$(BIN)/python -m pytest $(ARGS)
+test: check
+	$(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -41,11 +42,13 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=$(VENV) --pyi_out=$(VENV) --grpc_python_out=$(VENV) $(PROTO)
-	@for file in recommendation_pb2.py recommendation_pb2.pyi recommendation_pb2_grpc.py; do \
-		diff -u liveshelf/v1/$$file $(VENV)/liveshelf/v1/$$file || { echo "generated code is not current: make proto" >&2; exit 1; }; done
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=$(VENV) --pyi_out=$(VENV) $(TFS_PROTO)
+	@for file in $(PROTO:.proto=_pb2.py) $(PROTO:.proto=_pb2.pyi) $(PROTO:.proto=_pb2_grpc.py) $(TFS_PROTO:.proto=_pb2.py) $(TFS_PROTO:.proto=_pb2.pyi); do \
+		diff -u $$file $(VENV)/$$file || { echo "generated code is not current: make proto" >&2; exit 1; }; done
 
 proto: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(TFS_PROTO)
 
 # The resolver is not itself in the lock: it would then hold back what it is to choose.
 lock: $(STAMP)

@@ -62,14 +62,14 @@ def decode_tensor(tensor: Any) -> Array:
             )
         return np.frombuffer(tensor.tensor_content, kind).reshape(shape)
     values = getattr(tensor, field)
-    out = np.fromiter(values, kind, n) if len(values) == n else _fill(list(values), n, kind)
+    out: Array = np.fromiter(values, kind, n) if len(values) == n else _fill(list(values), n, kind)
     return out.reshape(shape)
 
 
 def _fill(values: list[Any], n: int, kind: type) -> Array:
     """As TensorFlow reads typed fields (tensorflow/core/framework/tensor.cc, FromProtoField): no value means zeros, the last of too few
     is repeated, and what is over is dropped."""
-    out = np.full(n, (values[-1] if values else (b"" if kind is np.object_ else 0)), kind)
+    out: Array = np.full(n, (values[-1] if values else (b"" if kind is np.object_ else 0)), kind)
     out[: len(values)] = values[:n]
     return out
 

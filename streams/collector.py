@@ -8,7 +8,6 @@ carry ids (or get ids derived from the body, if they carry a time), so what reac
 
 import asyncio
 import contextlib
-import logging
 import signal
 import socket
 import sys
@@ -32,6 +31,7 @@ from starlette.routing import Route
 from liveshelf.errors import ConflictError, LiveshelfError, UnavailableError
 from liveshelf.settings import Settings, load_settings
 from streams import intake, openapi
+from streams.logs import configure_logs
 from streams.producer import EventProducer, InflightLimitError, Message, Producer
 from streams.pseudonym import Pseudonyms
 from streams.records import CatalogItem, Event, encode
@@ -316,7 +316,7 @@ def serve(settings: Settings) -> None:
 
 
 def main() -> int:
-    _log_json_lines()
+    configure_logs()
     # uvicorn raises the signal again once it has shut down; without this, Python would then die of it instead of exiting with 0.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, _exit)
@@ -326,21 +326,6 @@ def main() -> int:
         log.error("failed", error=str(error))
         return error.exit_code
     return 0
-
-
-def _log_json_lines() -> None:
-    """One JSON object a line on stderr, uvicorn's own messages included."""
-    steps: list[Any] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    render = structlog.processors.JSONRenderer()
-    structlog.configure(processors=[*steps, render], logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    handler = logging.StreamHandler(sys.stderr)
-    last: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, render]
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=last, foreign_pre_chain=steps))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

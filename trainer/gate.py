@@ -14,6 +14,10 @@ LOG_LOSS_WORSE_MAX = 0.01
 """Relative. Both models see the same shelves, and one step moves an honest model by a few per mille; 1% is beyond that noise."""
 AUC_WORSE_MAX = 0.01
 """Absolute, for the same reason: on 50 and more shelves one step moves it by thousandths."""
+EARLIER_SLACK = 5.0
+"""Tolerances on what earlier steps set aside are this many times wider: shoppers may have moved on since, but a step whose own examples
+are wrong (a broken join, a flood of false clicks) also sets wrong ones aside, and only the earlier ones show it. After a true break in
+behaviour a step or two is refused, until its examples are earlier ones themselves."""
 
 
 class Verdict(NamedTuple):
@@ -22,14 +26,16 @@ class Verdict(NamedTuple):
 
 
 class Unseen(NamedTuple):
-    """One model on the examples that no model was trained on: shelves really served, and replayed ones with sampled negatives."""
+    """One model on examples that no model was trained on: shelves really served (all, and those set aside by earlier steps), and
+    replayed ones with sampled negatives."""
 
     served: Evaluation
+    earlier: Evaluation
     replayed: Evaluation
 
     def named(self, prefix: str) -> dict[str, float]:
         """As flat metrics; a part without samples has none."""
-        parts = {"served": self.served, "replayed": self.replayed}
+        parts = {"served": self.served, "earlier": self.earlier, "replayed": self.replayed}
         return {k: v for name, part in parts.items() if part.samples for k, v in part.named(f"{prefix}{name}").items()}
 
 
@@ -63,11 +69,14 @@ def judge(candidate: Unseen, live: Unseen | None) -> Verdict:
     if live is None:
         return Verdict(True, "first model: there is none to compare with")
     if candidate.served.samples >= UNSEEN_MIN:
-        worse = _worse(candidate.served, live.served, by_log_loss=True)
         kind, count = "served", candidate.served.samples
+        worse = _worse(candidate.served, live.served)
+        if not worse and candidate.earlier.samples >= UNSEEN_MIN:
+            kind, count = "earlier served", candidate.earlier.samples
+            worse = _worse(candidate.earlier, live.earlier, slack=EARLIER_SLACK)
     elif candidate.replayed.samples >= UNSEEN_MIN:
-        worse = _worse(candidate.replayed, live.replayed, by_log_loss=False)
         kind, count = "replayed", candidate.replayed.samples
+        worse = _worse(candidate.replayed, live.replayed, by_log_loss=False)
     else:
         few = max(candidate.served.samples, candidate.replayed.samples)
         return Verdict(True, f"quality not judged: {few} unseen examples, {UNSEEN_MIN} are needed")
@@ -76,10 +85,10 @@ def judge(candidate: Unseen, live: Unseen | None) -> Verdict:
     return Verdict(True, f"not worse than the live model on {count} unseen {kind} examples")
 
 
-def _worse(candidate: Evaluation, live: Evaluation, by_log_loss: bool) -> str:
+def _worse(candidate: Evaluation, live: Evaluation, slack: float = 1.0, by_log_loss: bool = True) -> str:
     """In what `candidate` is worse beyond tolerance; empty when in nothing. A figure that is not a number is worse."""
-    if by_log_loss and not candidate.log_loss <= live.log_loss * (1 + LOG_LOSS_WORSE_MAX):
+    if by_log_loss and not candidate.log_loss <= live.log_loss * (1 + slack * LOG_LOSS_WORSE_MAX):
         return f"log loss {candidate.log_loss:.4f}, live {live.log_loss:.4f}"
-    if candidate.auc is not None and live.auc is not None and not candidate.auc >= live.auc - AUC_WORSE_MAX:
+    if candidate.auc is not None and live.auc is not None and not candidate.auc >= live.auc - slack * AUC_WORSE_MAX:
         return f"AUC {candidate.auc:.4f}, live {live.auc:.4f}"
     return ""

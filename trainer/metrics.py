@@ -55,7 +55,7 @@ def auc(labels: Array, chances: Array) -> float | None:
 
 
 def mrr(samples: Samples, chances: Array) -> float | None:
-    acted: Array = (samples.labels > 0).any(axis=-1)
+    acted = np.asarray((samples.labels > 0).any(axis=-1))
     shown = samples.candidates != b""
     shelves = acted.any(axis=1)
     if not shelves.any():

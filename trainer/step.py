@@ -28,8 +28,8 @@ from trainer.gate import Unseen, Verdict, judge, unsound
 from trainer.intake import Batch, from_clickstream, from_examples
 from trainer.learner import Learner, be_deterministic
 from trainer.log import Offsets
-from trainer.metrics import evaluate
-from trainer.samples import Samples, concat, empty
+from trainer.metrics import Evaluation, evaluate
+from trainer.samples import Array, Samples, concat, empty
 
 log = structlog.get_logger()
 
@@ -116,8 +116,7 @@ class Trainer:
         candidate.normalise(batch.train)
         rng = self._rng()
         loss = [candidate.fit(batch.train, rng, 1, rate) for rate in BOOTSTRAP_RATES][-1]
-        unseen = self._unseen_with(batch)
-        live = _on_unseen(self._learner, unseen) if self.bootstrapped else None
+        live = self._on_unseen(self._learner, batch) if self.bootstrapped else None
         return self._release(batch, candidate, live, self._learner.state(), {"loss": loss}, start)
 
     def step(self) -> StepResult:
@@ -135,7 +134,7 @@ class Trainer:
         before = self._learner.state()
         if not batch.train.size:
             return self._only_set_aside(batch, before, start)
-        live = _on_unseen(self._learner, self._unseen_with(batch))
+        live = self._on_unseen(self._learner, batch)
         try:
             new_items = self._learner.admit(batch.train)
             rng = self._rng()
@@ -172,7 +171,7 @@ class Trainer:
         settings, parent = self._settings, self._state.live_version
         version = max(self._state.last_version, directory.live_version(settings.model_path)) + 1
         place = directory.partial(settings.model_path, version)
-        ours = _on_unseen(candidate, self._unseen_with(batch))
+        ours = self._on_unseen(candidate, batch)
         verdict = self._judge(candidate, ours, live, place, version)
         metrics = metrics | ours.named("") | (live.named("live_") if live else {})
         metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}  # JSON has no NaN; the reason names it
@@ -248,10 +247,20 @@ class Trainer:
         self._unfinished = False
 
     def _unseen_with(self, batch: Batch) -> Samples:
-        """The latest examples for judging, those of `batch` included; a new bootstrap's replace the replayed ones of the last."""
+        """The latest examples for judging, those of `batch` last; a new bootstrap's replace the replayed ones of the one before."""
         kept = self._unseen.take(self._unseen.served) if batch.kind == "bootstrap" else self._unseen
         both = concat(kept, batch.unseen)
         return both.take(np.arange(max(both.size - UNSEEN_MAX, 0), both.size))
+
+    def _on_unseen(self, learner: Learner, batch: Batch) -> Unseen:
+        """Evaluate `learner` on everything ever set aside, that of `batch` included."""
+        unseen = self._unseen_with(batch)
+        chances, earlier = learner.predict(unseen), np.arange(unseen.size) < unseen.size - batch.unseen.size
+
+        def on(rows: Array) -> Evaluation:
+            return evaluate(unseen.take(rows), chances[rows])
+
+        return Unseen(served=on(unseen.served), earlier=on(unseen.served & earlier), replayed=on(~unseen.served))
 
     def _stirred(self, batch: Batch) -> Samples:
         """The reservoir with the new samples in it, each in the place of any older one, so that its memory fades slowly."""
@@ -285,13 +294,6 @@ class Trainer:
             offsets=batch.offsets,
             checkpoints_skipped=skipped,
         )
-
-
-def _on_unseen(learner: Learner, unseen: Samples) -> Unseen:
-    """Evaluate on served and on replayed shelves apart."""
-    chances = learner.predict(unseen)
-    served = unseen.served
-    return Unseen(served=evaluate(unseen.take(served), chances[served]), replayed=evaluate(unseen.take(~served), chances[~served]))
 
 
 def _same(one: Release, other: Release) -> bool:

@@ -44,14 +44,15 @@ async def serve(settings: Settings, models: list[ModelConfig]) -> None:
     loop = asyncio.get_running_loop()
     statuses = health.aio.HealthServicer()
 
-    async def set_status(model: str, available: bool) -> None:
-        answer = health_pb2.HealthCheckResponse
-        await statuses.set(model, answer.SERVING if available else answer.NOT_SERVING)
-
-    await statuses.set("", health_pb2.HealthCheckResponse.SERVING)  # the server as such, with or without a model
+    answer = health_pb2.HealthCheckResponse
+    await statuses.set("", answer.SERVING)  # the server as such, with or without a model
     for model in models:
-        await set_status(model.name, False)
-    manager = Manager(models, lambda model, available: asyncio.run_coroutine_threadsafe(set_status(model, available), loop))
+        await statuses.set(model.name, answer.NOT_SERVING)
+
+    def on_change(model: str, available: bool) -> None:  # on the manager's thread
+        asyncio.run_coroutine_threadsafe(statuses.set(model, answer.SERVING if available else answer.NOT_SERVING), loop)
+
+    manager = Manager(models, on_change)
 
     with ThreadPoolExecutor(WORKERS, "model") as pool:
         server = _grpc_server(settings, manager, pool, statuses)

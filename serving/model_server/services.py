@@ -55,7 +55,7 @@ def _require_spec(request: Any) -> None:
         invalid_argument("Missing ModelSpec")
 
 
-class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]  # generated, untyped
     def __init__(self, manager: Manager, pool: Executor) -> None:
         """`pool` runs the models."""
         self._manager, self._pool = manager, pool
@@ -117,7 +117,7 @@ async def _unimplemented(context: grpc.aio.ServicerContext, method: str) -> None
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, message)
 
 
-class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]  # generated, untyped
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
 

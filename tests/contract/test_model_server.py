@@ -51,9 +51,6 @@ Code = grpc.StatusCode
 Specific = dict[str, Any]
 
 
-# --- the model: what it answers says which version did
-
-
 class Tiny(tf.Module):
     """item string[B], x float[B,3] → id int64[B] (by a table inside the graph), y float[B] = version × sum of x."""
 
@@ -86,9 +83,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
         return made[version]
 
     return export
-
-
-# --- the servers
 
 
 @dataclass
