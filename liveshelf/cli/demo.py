@@ -169,7 +169,7 @@ async def _run(settings: Settings, console: "Console", once: bool, as_json: bool
             if not once:
                 if as_json:
                     print_report(report)
-                console.print(_addresses(settings))
+                console.print(_addresses(settings), markup=False, soft_wrap=True)
                 await running.wait()
     finally:
         # After the parts: a thread that waits for an answer of theirs has got it, or an error, by now.
@@ -471,7 +471,7 @@ def _addresses(settings: Settings) -> str:
     return (
         f"\nThe shop stays open. Events: POST {settings.collector_url}/v1/events; shelves: gRPC {settings.scoring_address}; "
         f"a training step: POST {settings.trainer_url}/v1/step.\n"
-        f"Try `liveshelf simulate --sessions 200`, and `liveshelf recommend --client demo`. Ctrl-C stops every part."
+        "Try `liveshelf simulate --sessions 200` and `liveshelf recommend --client me`. Ctrl-C stops every part."
     )
 
 
