@@ -49,6 +49,10 @@ ID_FIELDS = frozenset({"user_id", "client_id", "session_id", "userId", "clientId
 _ID_IN_PIECES = re.compile(rb'("(?:%s)"\s*:\s*)("(?:[^"\\]|\\.)*"?|[^\s,}\]]+)' % "|".join(sorted(ID_FIELDS)).encode())
 
 ORIGINAL_BYTES_MAX = 65_536  # kept of a refused record; base64 adds a third and Kafka's limit is 1 MB a record
+NO_PRICE = EventItem("").price
+NO_VALUE = Event(event_id="", event_name="refund", shopper="", time_ms=0).value
+"""The defaults themselves: msgspec leaves a float out of the JSON only when it is that very object."""
+
 VALUE_CHARS_MAX = 200  # of an offending value, in an answer
 
 
@@ -221,7 +225,7 @@ def _event(
         transaction_id=str(_first(own, "transaction_id") or ""),
         search_term=_first(own, "search_term") or "",
         currency=_first(own, "currency") or "",
-        value=_first(own, "value") or 0.0,
+        value=_first(own, "value") or NO_VALUE,
     )
 
 
@@ -236,7 +240,7 @@ def _item(wire: WireItem) -> EventItem:
         item_name=wire.item_name or "",
         item_category=wire.item_category or "",
         item_brand=wire.item_brand or "",
-        price=wire.price or 0.0,
+        price=wire.price or NO_PRICE,
         quantity=wire.quantity or 1,
         index=-1 if wire.index is None else wire.index,
     )
@@ -248,7 +252,7 @@ def _catalog_item(wire: WireCatalogItem, now_ms: int) -> CatalogItem:
         item_name=wire.item_name or "",
         item_category=wire.item_category or "",
         item_brand=wire.item_brand or "",
-        price=wire.price or 0.0,
+        price=wire.price or NO_PRICE,
         available=wire.available is not False,
         embedding=tuple(wire.embedding or ()),
         time_ms=now_ms if wire.time_ms is None else wire.time_ms,
