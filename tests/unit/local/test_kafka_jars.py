@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -107,3 +108,10 @@ def test_a_damaged_cluster_id_is_refused(tmp_path: Path) -> None:
     (tmp_path / "kafka" / "cluster.id").write_text("no such id\n")
     with pytest.raises(CorruptError, match="'no such id'"):
         kafka.kafka_command(local_settings(tmp_path))
+
+
+def test_no_cluster_id_looks_like_an_option() -> None:
+    """One in 64 random ids would start with a hyphen, and Kafka's formatter refuse it (seen)."""
+    ids = {kafka.new_cluster_id() for _ in range(2000)}
+    assert len(ids) == 2000
+    assert all(re.fullmatch(r"\w[\w-]{21}", cluster_id) for cluster_id in ids)
