@@ -155,7 +155,8 @@ class EventProducer:
         self._inflight = 0
         self._done: deque[_Batch] = deque()
         self._closing = False
-        self._fatal = self._last_error = ""
+        self._fatal = ""
+        self._reported: set[str] = set()
 
     @property
     def inflight(self) -> int:
@@ -213,6 +214,7 @@ class EventProducer:
             found = await asyncio.to_thread(self._producer.list_topics, timeout=timeout_s)
         except KafkaException:
             return False
+        self._reported.clear()
         return CLICKSTREAM in found.topics
 
     def _produce(self, message: Message, on_delivery: Callable[[KafkaError | None, Any], None]) -> bool:
@@ -255,12 +257,12 @@ class EventProducer:
         )
 
     def _on_error(self, error: KafkaError) -> None:
-        """librdkafka reports the state of its connections here, once a second while a broker is away: log changes only."""
+        """librdkafka reports the state of its connections here, twice a second while a broker is away: log each kind once an outage."""
         if error.fatal():
             self._fatal = error.str()
-        if error.name() != self._last_error:
+        if error.name() not in self._reported:
             log.warning("kafka_error", code=error.name(), detail=error.str(), fatal=error.fatal())
-        self._last_error = error.name()
+            self._reported.add(error.name())
 
     def _poll(self) -> None:
         """The thread: run delivery callbacks; at closing time wait for the last ones, which DELIVERY_TIMEOUT_S bounds."""
