@@ -8,6 +8,7 @@ of one loop (`AsyncClient`) and reconnects by itself.
 """
 
 import json
+import re
 from collections.abc import Awaitable, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -47,6 +48,9 @@ CHANNEL_OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
+
+# How the scorer words a refusal: the message of an InvalidEventError.
+_REFUSAL = re.compile(r"(?P<field>[\w.\[\]]+): got (?P<value>.+?), expected (?P<expected>.+)", re.DOTALL)
 
 RecommendAnswer = TypeVar("RecommendAnswer")
 RankAnswer = TypeVar("RankAnswer")
@@ -177,6 +181,8 @@ def to_error(error: Any, method: str, address: str) -> LiveshelfError:
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return UnavailableError(f"{method} at {address}: the scoring service is overloaded ({details}). Try again later.")
     if code == grpc.StatusCode.INVALID_ARGUMENT:
+        if said := _REFUSAL.fullmatch(details):
+            return InvalidEventError(said["field"], said["value"], said["expected"])
         return InvalidEventError(method, details, "a request as liveshelf/v1/recommendation.proto describes it")
     if code == grpc.StatusCode.NOT_FOUND:
         return NotFoundError(f"{method}: {details}")

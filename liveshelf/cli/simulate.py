@@ -1,6 +1,7 @@
 """`liveshelf simulate`: simulated shoppers visit the running shop, over the same HTTP and gRPC that real ones would use."""
 
 import time
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ from liveshelf.errors import SettingsError
 from liveshelf.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from liveshelf.simulator.traffic import Progress, Tally
 
@@ -84,23 +85,27 @@ def _show(past: "Tally", now: "Tally", elapsed_s: float, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "history", "now", title=f"Simulated shop, {elapsed_s:.1f} s", title_justify="left")
-    rows = {
-        "catalog records": (past.catalog, now.catalog),
-        "visits": (past.visits, now.visits),
-        "events": (past.events, now.events),
-        "accepted": (past.accepted, now.accepted),
-        "rejected": (past.rejected, now.rejected),
-        "shelves read": (past.shelves, now.shelves),
-        "  degraded": (past.shelves_degraded, now.shelves_degraded),
-        "  not answered in time": (past.shelves_missed, now.shelves_missed),
-        "items shown": (past.shown, now.shown),
-        "clicks": (past.clicks, now.clicks),
-        "CTR": (f"{past.click_rate:.2%}", f"{now.click_rate:.2%}"),
-        "purchases": (past.purchases, now.purchases),
+    table = Table(title=f"Simulated shop, {elapsed_s:.1f} s", title_justify="left")
+    table.add_column()
+    tallies = {name: tally for name, tally in (("history", past), ("now", now)) if tally.visits or tally.events}
+    for name in tallies:
+        table.add_column(name, justify="right")
+    rows: dict[str, Callable[[Tally], object]] = {
+        "catalog records": lambda t: t.catalog,
+        "visits": lambda t: t.visits,
+        "events": lambda t: t.events,
+        "accepted": lambda t: t.accepted,
+        "rejected": lambda t: t.rejected,
+        "shelves read": lambda t: t.shelves,
+        "  degraded": lambda t: t.shelves_degraded,
+        "  not answered in time": lambda t: t.shelves_missed,
+        "items shown": lambda t: t.shown,
+        "clicks": lambda t: t.clicks,
+        "CTR": lambda t: f"{t.click_rate:.2%}",
+        "purchases": lambda t: t.purchases,
     }
-    for name, (before, after) in rows.items():
-        table.add_row(name, str(before), str(after))
+    for name, value in rows.items():
+        table.add_row(name, *(str(value(tally)) for tally in tallies.values()))
     Console().print(table)
-    for reason, count in sorted((past.reasons | now.reasons).items(), key=lambda pair: -pair[1])[:5]:
+    for reason, count in (Counter(past.reasons) + Counter(now.reasons)).most_common(5):
         Console().print(f"rejected {count}×: {reason}", style="yellow", markup=False)

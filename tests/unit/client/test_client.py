@@ -29,6 +29,8 @@ class Scorer(RecommendationServiceServicer):
                 time.sleep(float(value))
             elif kind == "status":
                 context.abort(grpc.StatusCode[value], f"words about {value}")
+            elif kind == "refuse":
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, value)
             elif kind == "unavailable_until" and self.calls[method] < int(value):
                 context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
 
@@ -115,6 +117,14 @@ def test_a_status_becomes_an_error_of_the_tree(scorer: tuple[Scorer, str], statu
     with pytest.raises(raised, match=f"words about {status}") as caught:
         asyncio.run(awaited())
     assert type(caught.value) is raised
+
+
+def test_a_refusal_names_the_field(scorer: tuple[Scorer, str]) -> None:
+    """The scorer's words, taken apart again: a caller can tell which argument was wrong without reading prose."""
+    _, address = scorer
+    with Client(address, deadline_ms=5_000) as client, pytest.raises(InvalidEventError) as caught:
+        client.recommend(client_id="c", context_item_ids=["refuse:count: got 500, expected 1 to 100, or 0 for 10"])
+    assert (caught.value.field, caught.value.value, caught.value.expected) == ("count", "500", "1 to 100, or 0 for 10")
 
 
 def test_only_the_unlogged_call_is_sent_again(scorer: tuple[Scorer, str]) -> None:
