@@ -15,8 +15,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import Counter, Gauge, Histogram
-from streams.producer import EventProducer
-from streams.pseudonym import Pseudonyms
 
 from features.rows import FEATURE_VERSION
 from features.store import FeatureRows
@@ -32,6 +30,8 @@ from serving.query import Query, Scored, Shelf
 from serving.shelf import ShelfMaker
 from streams.health import serve_health
 from streams.logs import configure_logs
+from streams.producer import EventProducer
+from streams.pseudonym import Pseudonyms
 from streams.records import Impression, encode
 from streams.topics import IMPRESSIONS
 

@@ -42,9 +42,9 @@ def command(
 
 def _shopper(settings: Any, shopper: str, by: str) -> dict[str, Any]:
     import msgspec
-    from streams.pseudonym import Pseudonyms
 
     from features.store import FeatureRows
+    from streams.pseudonym import Pseudonyms
 
     if by not in ("user", "client", "session"):
         raise SettingsError(f"--by {by}: expected user, client or session")
