@@ -45,7 +45,8 @@ class LiveModel:
         """
         inputs = {name: array[None] for name, array in encode(served).items()}
         out = await self._client.predict(self.version, "rank", inputs, self._timeout_s, OBJECTIVES)
-        probabilities = np.stack([out[objective][0] for objective in OBJECTIVES], axis=1)
+        # A batching TensorFlow Serving pads answers to the longest candidate list of the batch.
+        probabilities = np.stack([out[objective][0][: len(sources)] for objective in OBJECTIVES], axis=1)
         if probabilities.shape != (len(sources), len(OBJECTIVES)) or not np.isfinite(probabilities).all():
             raise ModelUnavailableError(
                 "model_garbage", f"model version {self.version} answered {probabilities.shape} scores, or not finite ones"

@@ -269,7 +269,7 @@ class Story:
         """The first model; returns its version when it answers."""
         started = time.monotonic()
         with self._console.status("training the first model"):
-            step = self._step()
+            step = self._step(bootstrap=True)
             if step["outcome"] != "promoted":
                 raise LiveshelfError(f"the first model was {step['outcome']}: {step['reason']}. See {self._log('trainer')}.")
             version = self._answering(int(step["version"]))
@@ -342,16 +342,16 @@ class Story:
         if self._stopping.wait(seconds):
             raise UnavailableError("stopped")
 
-    def _step(self) -> dict[str, Any]:
-        """One training step. The trainer may still be loading TensorFlow, or be in a step of its own."""
-        return self._until(self._post_step, TRAIN_TIMEOUT_S, "trainer", "a training step", 1.0)
+    def _step(self, bootstrap: bool = False) -> dict[str, Any]:
+        """One training step, or a first model from the whole log. The trainer may still be loading TensorFlow, or be in a step of its own."""
+        return self._until(lambda: self._post_step(bootstrap), TRAIN_TIMEOUT_S, "trainer", "a training step", 1.0)
 
-    def _post_step(self) -> dict[str, Any]:
+    def _post_step(self, bootstrap: bool) -> dict[str, Any]:
         import httpx
 
         url = f"{self._settings.trainer_url}/v1/step"
         try:
-            answer = self._http.post(url)
+            answer = self._http.post(url, json={"bootstrap": bootstrap})
             step: dict[str, Any] = answer.json()
         except (httpx.HTTPError, ValueError) as error:
             raise UnavailableError(f"{url} did not answer with a step: {error}.") from error
