@@ -16,7 +16,9 @@ from trainer.vocabulary import FIRST_ROW, Vocabulary
 
 CAPACITY_AT_FIRST = 1024  # rows; doubled whenever full, so growth is rare and its retracing too
 BATCH_MIN, BATCH_MAX = 32, 256
-BATCHES_PER_EPOCH = 80  # what batches are sized for: with 256 a log of 3,000 events got 30 updates in three epochs and retrieved at random
+BATCHES_PER_EPOCH = (
+    80  # what batches are sized for: with 256 a log of 3,000 events got 30 updates in three epochs and retrieved at random
+)
 SAMPLED = 512  # negatives of the retrieval loss beside the batch's own positives
 SAMPLED_POWER = 0.75  # as in bootstrap: popular items are hard negatives, rare ones must be pushed away too
 RETRIEVAL_WEIGHT = 0.3  # its cross-entropy starts near ln(768) = 6.6, the ranker's three near 2: neither drowns the other
