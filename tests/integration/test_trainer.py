@@ -66,25 +66,26 @@ def shop() -> PlantedShop:
 
 @pytest.fixture(scope="module")
 def bootstrapped(kafka: Settings, shop: PlantedShop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, StepResult]:
-    """A data directory with a first model, and no example that is not consumed. The log is shared with other tests."""
+    """A data directory with a first model. The log is shared with other tests, so figures of events are lower bounds."""
     home = tmp_path_factory.mktemp("trainer") / "data"
     settings = msgspec.structs.replace(kafka, data_dir=str(home), model_name="planted", train_interval_s=0)
     produce(settings, CATALOG, shop.catalog(), "item_id")
     produce(settings, CLICKSTREAM, [*shop.events(2_000), b"{not json"], "shopper")
-    trainer = Trainer(settings)
-    result = trainer.step()
-    while trainer.step().consumed:
-        pass
-    return settings, result
+    return settings, Trainer(settings).step()
 
 
 @pytest.fixture
 def settings(bootstrapped: tuple[Settings, StepResult], tmp_path: Path) -> Settings:
-    """A copy of it, at the end of the log."""
+    """A copy of it, moved to the end of the log."""
     copy = elsewhere(bootstrapped[0], tmp_path / "data")
-    trainer = Trainer(copy)
-    while trainer.step().consumed:
+    checkpoints = copy.data_path / "checkpoints" / copy.model_name
+    loaded = checkpoint.load_latest(checkpoints)
+    assert loaded is not None
+    reader = LogReader(copy, TRAINING_EXAMPLES, Example)
+    for _ in reader:
         pass
+    state = msgspec.structs.replace(loaded.checkpoint.state, offsets=loaded.checkpoint.state.offsets | reader.offsets)
+    checkpoint.save(checkpoints, msgspec.structs.replace(loaded.checkpoint, state=state))
     return copy
 
 
@@ -165,7 +166,6 @@ def test_a_crash_after_the_checkpoint_is_finished_at_the_next_start(
     settings: Settings, shop: PlantedShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = directory.live_version(settings.model_path)
-    name = msgspec.structs.replace(settings, model_name=settings.model_name)
     give(settings, shop.examples(80, f"after-{time.time_ns()}"))
     told = len(releases.history(settings))
 
@@ -178,7 +178,7 @@ def test_a_crash_after_the_checkpoint_is_finished_at_the_next_start(
             Trainer(settings).step()
     assert directory.live_version(settings.model_path) == parent
     decided = weights(settings)
-    result = Trainer(name).step()
+    result = Trainer(settings).step()
     assert (result.outcome, result.consumed) == ("nothing_to_learn", 0)
     assert directory.live_version(settings.model_path) == parent + 1
     assert equal(weights(settings), decided)
