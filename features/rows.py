@@ -31,7 +31,7 @@ class ShopperRow(msgspec.Struct, omit_defaults=True):
 class ItemRow(msgspec.Struct, omit_defaults=True):
     """What one clickstream partition contributes to one item, up to `offset` inclusive.
 
-    An item's features are the sum over partitions (see `serving.items`), so no two workers ever write the same row and the
+    An item's features are the sum over partitions (see `features.items`), so no two workers ever write the same row and the
     result does not depend on how partitions interleave. Decayed values are valued at `time_ms`.
     """
 

@@ -26,7 +26,7 @@ VERBS = {
     "recommend": "Ask for a shelf.",
     "features": "Show a shopper's features as the scorer sees them.",
     "train": "Take a training step now.",
-    "models": "List model versions; promote or roll back.",
+    "models": "List model versions and what became of each.",
     "simulate": "Let simulated shoppers visit the shop.",
     "demo": "Run the whole loop once, from an empty shop to a model that has learned.",
     "version": "Show our version and that of every part.",

@@ -88,8 +88,15 @@ def test_batch_has_one_outcome_per_record_in_order(made: tuple[Make, Settings | 
         own = outcomes[start::5]
         assert len({where.partition for where in own}) == 1
         assert [where.offset for where in own] == sorted({where.offset for where in own}), "in the order sent"
-    assert read_back(producer, settings, outcomes[123]) == messages[123][1:]
+    assert read_back(producer, settings, outcomes[123]) == (messages[123].key, messages[123].value)
     assert producer.inflight == 0
+
+
+def test_a_named_partition_overrules_the_key(made: tuple[Make, Settings | None]) -> None:
+    """The agents write each item under the partition that its contributions came from."""
+    producer = made[0](10)
+    outcomes = run(producer, lambda: producer.send_all([Message(CLICKSTREAM, "same-key", b"v", p) for p in (3, 0, 2)]))
+    assert [where.partition for where in outcomes] == [3, 0, 2]
 
 
 def test_more_than_may_be_in_flight_is_refused_as_a_whole(made: tuple[Make, Settings | None]) -> None:
