@@ -74,18 +74,24 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
     pytest.fail(f"nothing listens on {port}; its log ends:\n{log.read_text()[-2000:]}")
 
 
-@pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """Settings of a real broker with every topic of the loop. `data_dir` is a temporary one; other ports are free ones."""
+@contextmanager
+def broker(home: Path) -> Iterator[Settings]:
+    """Settings of a real broker with every topic of the loop. `data_dir` is `home`; other ports are free ones."""
     from streams.topics import ensure_topics
 
-    home = tmp_path_factory.mktemp("kafka")
     settings = local_settings(home)
     log = home / "kafka.log"
     with running(kafka_command(settings), log) as process:
         wait_for_port(settings.kafka_port, process, log)
         settings = msgspec.structs.replace(settings, kafka=settings.kafka_address)
         ensure_topics(settings, START_DEADLINE_S)
+        yield settings
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """One broker for the whole session; its topics hold what all tests sent."""
+    with broker(tmp_path_factory.mktemp("kafka")) as settings:
         yield settings
 
 

@@ -29,20 +29,16 @@ from streams.topics import (
     TRAINING_EXAMPLES,
     kafka_config,
 )
-from tests.conftest import local_settings, running
+from tests.conftest import broker, running
 
 DEADLINE_S = 90
 
 
 @pytest.fixture(scope="module")
-def settings(kafka: Settings, store: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return msgspec.structs.replace(
-        local_settings(tmp_path_factory.mktemp("agents")),
-        kafka=kafka.kafka,
-        store=store,
-        partitions=kafka.partitions,
-        feedback_window_s=2,
-    )
+def settings(store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A broker of its own: this log holds garbage, and is read from its beginning by workers that only know theirs."""
+    with broker(tmp_path_factory.mktemp("agents")) as settings:
+        yield msgspec.structs.replace(settings, store=store, feedback_window_s=2)
 
 
 def role(settings: Settings, module: str, log: Path) -> subprocess.Popen[bytes]:

@@ -132,8 +132,8 @@ def test_similar_items_are_its_neighbours_and_an_unknown_item_is_not_found(clien
     ("call", "said"),
     [
         (lambda c: c.recommend(), "at least one of user_id"),
-        (lambda c: c.recommend(client_id="x", count=101), "got 101"),
-        (lambda c: c.recommend(client_id="x", exclude_item_ids=["a"] * 1001), "got 1001 items"),
+        (lambda c: c.recommend(client_id="x", count=101), "count: got .?101"),
+        (lambda c: c.recommend(client_id="x", exclude_item_ids=["a"] * 1001), "exclude_item_ids: got .?1001 items"),
         (lambda c: c.recommend(client_id="x" * 129), "129 characters"),
         (lambda c: c.rank([], client_id="x"), "expected 1 to 2000"),
         (lambda c: c.rank(["a", "b", "a"], client_id="x"), "'a' stands there more than once"),
