@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import prometheus_client  # noqa: F401 - before Feast, whose import would switch every counter of this process to files in /tmp
+
 os.environ.setdefault("FEAST_USAGE", "False")  # Feast reads this at import; nothing may be sent anywhere
 
+# isort: split
 from feast import FeatureStore, FeatureView, RepoConfig
 from feast.errors import FeastObjectNotFoundException
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
@@ -21,6 +24,9 @@ from features import definitions
 from features.rows import CatalogItem, ItemRow, ShopperRow
 from liveshelf.errors import UnavailableError
 from liveshelf.settings import Settings
+
+for name in ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR"):  # Feast's import sets them; they are not for our children
+    os.environ.pop(name, None)
 
 Values = dict[str, Value]
 

@@ -169,7 +169,9 @@ class Trainer:
     ) -> StepResult:
         """Judge `candidate`; checkpoint what was decided; make it so. `before` are the live weights, `live` their evaluation."""
         settings, parent = self._settings, self._state.live_version
-        version = max(self._state.last_version, directory.live_version(settings.model_path)) + 1
+        # The log remembers numbers that a corrupt checkpoint has forgotten: none is given twice.
+        told = [release.version for release in releases.history(settings)]
+        version = max(self._state.last_version, directory.live_version(settings.model_path), *told) + 1
         place = directory.partial(settings.model_path, version)
         ours = self._on_unseen(candidate, batch)
         verdict = self._judge(candidate, ours, live, place, version)

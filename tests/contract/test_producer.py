@@ -14,6 +14,7 @@ from liveshelf.errors import UnavailableError
 from liveshelf.settings import Settings
 from streams.producer import Delivery, EventProducer, InflightLimitError, MemoryProducer, Message, Producer
 from streams.topics import CLICKSTREAM, kafka_config
+from tests.conftest import broker
 
 Make = Callable[[int], Producer]
 
@@ -31,6 +32,13 @@ def read_back(producer: Producer, settings: Settings | None, where: Delivery) ->
     assert record.error() is None
     assert (record.partition(), record.offset()) == where
     return record.key().decode(), record.value()
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A broker of its own: what these tests send to `clickstream` is no event."""
+    with broker(tmp_path_factory.mktemp("producer")) as settings:
+        yield settings
 
 
 @pytest.fixture(params=["memory", "kafka"])
