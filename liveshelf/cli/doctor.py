@@ -24,12 +24,13 @@ def command(
     if as_json:
         print(msgspec.json.encode(checks).decode())  # noqa: T201
     else:
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
+
+        from liveshelf.cli.console import table_console
 
         table = Table("check", "result", "found", "what to do", box=None, pad_edge=False, header_style="bold")
         for check in checks:
             table.add_row(check.name, Text(check.result, style=COLORS[check.result]), Text(check.found), Text(check.todo))
-        Console().print(table)
+        table_console().print(table)
     raise typer.Exit(SOMETHING_FAILED if worst(checks) == FAILED else 0)

@@ -28,7 +28,8 @@ def command(
         liveshelf features --item sku-42
     """
     import msgspec
-    from rich.console import Console
+
+    from liveshelf.cli.console import table_console
 
     if bool(shopper) == bool(item):
         raise SettingsError("name either a SHOPPER or an --item. Try `liveshelf features --help`.")
@@ -37,7 +38,7 @@ def command(
         typer.echo(msgspec.json.encode(found).decode())
         return
     for name, value in found.items():
-        Console().print(_table(name, value))
+        table_console().print(_table(name, value))
 
 
 def _shopper(settings: Any, shopper: str, by: str) -> dict[str, Any]:

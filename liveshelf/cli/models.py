@@ -23,9 +23,9 @@ def command(
     if as_json:
         typer.echo(msgspec.json.encode(answer))
         return
-    from rich.console import Console
+    from liveshelf.cli.console import table_console
 
-    console = Console()
+    console = table_console()
     if not answer["releases"]:
         console.print("No model yet. `liveshelf train` makes the first one once the log holds events.")
         return

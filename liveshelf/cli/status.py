@@ -29,9 +29,11 @@ def command(
     if as_json:
         print(msgspec.json.encode(state).decode())  # noqa: T201
     else:
-        from rich.console import Console
+        from liveshelf.cli.console import table_console
 
-        Console().print(parts_table(state) if state else f"Nothing runs in {ctx.obj.data_path}. Start it with `liveshelf up`.")
+        table_console().print(
+            parts_table(state) if state else f"Nothing runs in {ctx.obj.data_path}. Start it with `liveshelf up`."
+        )
     raise typer.Exit(0 if state and state.healthy else NOT_HEALTHY)
 
 

@@ -74,11 +74,10 @@ def _announce(state: "RunState", as_json: bool) -> None:
     if as_json:
         print(msgspec.json.encode(state).decode(), flush=True)  # noqa: T201
     else:
-        from rich.console import Console
-
+        from liveshelf.cli.console import table_console
         from liveshelf.cli.status import parts_table
 
-        Console().print(parts_table(state))
+        table_console().print(parts_table(state))
 
 
 def _start_detached(settings: Settings) -> "RunState":
