@@ -12,7 +12,7 @@ A batch goes in this order, and may be repeated from the start at any point with
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -198,14 +198,12 @@ def create(settings: Settings) -> faust.App:
                 if not batch:
                     continue
                 progress.waiting_since = time.monotonic()
-                deliveries = [d async for d in _decoded(batch, rejected)]
-                await _until_stored(partial(_apply, folder, deliveries, producer))
+                await _fold_or_reject(batch, folder, producer, rejected)
                 for event in batch:
                     event.ack()
                     progress.applied[event.message.partition] = event.message.offset
                 for partition, offset in progress.applied.items():
                     APPLIED.labels(partition).set(offset)
-                EVENTS.labels("folded").inc(len(deliveries))
                 EVENT_DELAY.observe(max(0.0, time.time() - batch[0].message.timestamp))
                 progress.waiting_since = None
 
@@ -215,7 +213,7 @@ def create(settings: Settings) -> faust.App:
             try:
                 item = decode(CatalogItem, event.value)
             except msgspec.DecodeError as error:
-                await _reject(rejected, event, error)
+                await _reject(rejected, event, "undecodable_record", error)
             else:
                 await _until_stored(partial(asyncio.to_thread, rows.write_catalog, [item]))
             event.ack()
@@ -223,19 +221,35 @@ def create(settings: Settings) -> faust.App:
     return app
 
 
-async def _decoded(batch: list[faust.EventT], rejected: faust.TopicT) -> AsyncIterator[Delivery]:
+async def _fold_or_reject(
+    batch: list[faust.EventT], folder: FeatureFolder, producer: EventProducer, rejected: faust.TopicT
+) -> None:
+    """Fold and store a batch; an event that cannot be applied goes to `clickstream-rejected`, and the others do without it."""
+    deliveries: list[Delivery] = []
+    decoded: list[faust.EventT] = []
     for event in batch:
         try:
-            yield decode(Event, event.value), event.message.partition, event.message.offset
+            deliveries.append((decode(Event, event.value), event.message.partition, event.message.offset))
+            decoded.append(event)
         except msgspec.DecodeError as error:
-            await _reject(rejected, event, error)
+            await _reject(rejected, event, "undecodable_record", error)
+    try:
+        await _until_stored(partial(_apply, folder, deliveries, producer))
+        EVENTS.labels("folded").inc(len(deliveries))
+    except Exception as error:
+        if len(decoded) == 1:
+            await _reject(rejected, decoded[0], "unfoldable_event", error)
+            return
+        log.exception("a batch cannot be folded as a whole, going event by event", events=len(decoded))
+        for event in decoded:
+            await _fold_or_reject([event], folder, producer, rejected)
 
 
-async def _reject(rejected: faust.TopicT, event: faust.EventT, error: Exception) -> None:
+async def _reject(rejected: faust.TopicT, event: faust.EventT, reason: str, error: Exception) -> None:
     EVENTS.labels("rejected").inc()
     message = event.message
     record = Rejected(
-        reason="undecodable_record",
+        reason=reason,
         detail=f"{message.topic}/{message.partition}@{message.offset}: {error}",
         source="agent",
         time_ms=int(message.timestamp * 1000),
