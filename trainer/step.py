@@ -169,9 +169,7 @@ class Trainer:
     ) -> StepResult:
         """Judge `candidate`; checkpoint what was decided; make it so. `before` are the live weights, `live` their evaluation."""
         settings, parent = self._settings, self._state.live_version
-        # The log remembers numbers that a corrupt checkpoint has forgotten: none is given twice.
-        told = [release.version for release in releases.history(settings)]
-        version = max(self._state.last_version, directory.live_version(settings.model_path), *told) + 1
+        version = max(self._state.last_version, directory.live_version(settings.model_path)) + 1
         place = directory.partial(settings.model_path, version)
         ours = self._on_unseen(candidate, batch)
         verdict = self._judge(candidate, ours, live, place, version)
@@ -237,7 +235,11 @@ class Trainer:
         if not self._unfinished:
             return
         release, path = self._state.release, self._settings.model_path
-        told = release is None or any(_same(release, other) for other in releases.history(self._settings))
+        history = releases.history(self._settings)
+        if self._skipped:  # the log remembers the numbers that unreadable checkpoints have given: none is given twice
+            last = max([self._state.last_version, *(other.version for other in history)])
+            self._state = msgspec.structs.replace(self._state, last_version=last)
+        told = release is None or any(_same(release, other) for other in history)
         missing = self._state.live_version not in directory.versions(path)
         if self.bootstrapped and missing and (not told or not directory.versions(path)):  # or someone cleared the model directory
             place = directory.partial(path, self._state.live_version)

@@ -229,7 +229,7 @@ def test_a_corrupt_checkpoint_falls_back_and_the_result_says_so(settings: Settin
     assert len(result.checkpoints_skipped) == 1
     assert newest.name in result.checkpoints_skipped[0]
     assert (result.consumed, result.trained) == (first.consumed, first.trained), "learnt again, on the older weights"
-    assert result.version == first.version + 1, "a number is never given twice"
+    assert result.version > first.version, "a number is never given twice"
     for directory_ in checkpoints.iterdir():
         (directory_ / "state.json").unlink()
     with pytest.raises(CorruptError, match="move the directory away"):
