@@ -88,6 +88,27 @@ def broker(home: Path) -> Iterator[Settings]:
         yield settings
 
 
+def read_all(settings: Settings, topic: str) -> list[tuple[int, int, bytes, bytes]]:
+    """(partition, offset, key, value) of everything that stands in `topic` now."""
+    from confluent_kafka import Consumer, TopicPartition
+
+    from streams.topics import kafka_config
+
+    consumer = Consumer(kafka_config(settings) | {"group.id": "test", "enable.auto.commit": False})
+    try:
+        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in partitions}
+        consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
+        records: list[tuple[int, int, bytes, bytes]] = []
+        while any(tp.offset < ends[tp.partition] for tp in consumer.position(consumer.assignment()) if ends[tp.partition]):
+            for m in consumer.consume(1000, 1.0):
+                assert m.error() is None
+                records.append((m.partition(), m.offset(), m.key(), m.value()))
+        return records
+    finally:
+        consumer.close()
+
+
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """One broker for the whole session; its topics hold what all tests sent."""

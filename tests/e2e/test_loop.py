@@ -6,7 +6,6 @@ import time
 import uuid
 
 import psutil
-from confluent_kafka import Consumer, TopicPartition
 
 from features.fold import fold_shopper
 from features.rows import ShopperRow
@@ -14,25 +13,9 @@ from features.store import FeatureRows
 from liveshelf.client import Client
 from streams.pseudonym import Pseudonyms
 from streams.records import Event, Example, Impression, Release, decode
-from streams.topics import CLICKSTREAM, IMPRESSIONS, MODEL_RELEASES, TRAINING_EXAMPLES, kafka_config
+from streams.topics import CLICKSTREAM, IMPRESSIONS, MODEL_RELEASES, TRAINING_EXAMPLES
+from tests.conftest import read_all
 from tests.e2e.conftest import Stack
-
-
-def read_all(stack: Stack, topic: str) -> list[tuple[int, int, bytes, bytes]]:
-    """(partition, offset, key, value) of everything that stands in `topic` now."""
-    consumer = Consumer(kafka_config(stack.settings) | {"group.id": "test", "enable.auto.commit": False, "log_level": 2})
-    try:
-        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-        ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in partitions}
-        consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
-        records: list[tuple[int, int, bytes, bytes]] = []
-        while any(tp.offset < ends[tp.partition] for tp in consumer.position(consumer.assignment()) if ends[tp.partition]):
-            for m in consumer.consume(1000, 1.0):
-                assert m.error() is None
-                records.append((m.partition(), m.offset(), m.key(), m.value()))
-        return records
-    finally:
-        consumer.close()
 
 
 def some_items(stack: Stack, client: Client, count: int) -> list[str]:
@@ -63,7 +46,7 @@ def test_one_event_travels_the_whole_loop(stack: Stack) -> None:
             },
         )
         assert (answer.status_code, answer.json()["accepted"]) == (202, 1)
-        logged = [(p, o, decode(Event, v)) for p, o, key, v in read_all(stack, CLICKSTREAM) if key == shopper.encode()]
+        logged = [(p, o, decode(Event, v)) for p, o, key, v in read_all(stack.settings, CLICKSTREAM) if key == shopper.encode()]
         (partition, offset, event), *more = logged
         assert not more
         assert (event.event_id, event.shopper, event.items[0].item_id) == (event_id, shopper, wanted)
@@ -82,7 +65,7 @@ def test_one_event_travels_the_whole_loop(stack: Stack) -> None:
 
         # shelf → impression, with the features as served
         def impression_of(request_id: str) -> Impression | None:
-            found = [decode(Impression, v) for _, _, key, v in read_all(stack, IMPRESSIONS) if key == shopper.encode()]
+            found = [decode(Impression, v) for _, _, key, v in read_all(stack.settings, IMPRESSIONS) if key == shopper.encode()]
             return next((i for i in found if i.request_id == request_id), None)
 
         impression = stack.until(lambda: impression_of(after.request_id), "the impression is logged")
@@ -99,9 +82,9 @@ def test_one_event_travels_the_whole_loop(stack: Stack) -> None:
         assert answer.status_code == 202
 
         def examples() -> list[Example]:
-            return [decode(Example, v) for _, _, _, v in read_all(stack, TRAINING_EXAMPLES)]
+            return [decode(Example, v) for _, _, _, v in read_all(stack.settings, TRAINING_EXAMPLES)]
 
-        open_impressions = len(read_all(stack, IMPRESSIONS))
+        open_impressions = len(read_all(stack.settings, IMPRESSIONS))
         stack.until(lambda: len(examples()) == open_impressions, "every window is closed")
         mine = [e for e in examples() if e.request_id == after.request_id]
         assert [e.clicked for e in mine] == [[int(item == clicked) for item in impression.items]]
@@ -114,9 +97,9 @@ def test_one_event_travels_the_whole_loop(stack: Stack) -> None:
         assert step["version"] == after.model_version + 1
         stack.until(lambda: stack.model() == step["version"], "the new version answers")
         assert client.recommend(client_id=client_id).model_version == step["version"]
-        release = decode(Release, read_all(stack, MODEL_RELEASES)[-1][3])
+        release = decode(Release, read_all(stack.settings, MODEL_RELEASES)[-1][3])
         assert (release.version, release.parent) == (step["version"], after.model_version)
-        ends = {f"{TRAINING_EXAMPLES}/{p}": o + 1 for p, o, _, _ in read_all(stack, TRAINING_EXAMPLES)}
+        ends = {f"{TRAINING_EXAMPLES}/{p}": o + 1 for p, o, _, _ in read_all(stack.settings, TRAINING_EXAMPLES)}
         assert {tp: release.offsets[tp] for tp in ends} == ends
 
 

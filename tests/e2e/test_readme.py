@@ -42,5 +42,7 @@ def test_the_command_works(stack: Stack, language: str, text: str, tmp_path: Pat
         [*interpreter, for_stack(text, stack.settings)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    expected = {"curl": '"accepted":1', "grpcurl": '"request_id"', "from": "0 ", ".venv/bin/liveshelf": "view_item"}[text.split()[0]]
+    expected = {"curl": '"accepted":1', "grpcurl": '"request_id"', "from": "0 ", ".venv/bin/liveshelf": "view_item"}[
+        text.split()[0]
+    ]
     assert expected in done.stdout

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Producer
 
 from features.events import Event, EventItem
 from features.fold import fold_item, fold_shopper
@@ -29,7 +29,7 @@ from streams.topics import (
     TRAINING_EXAMPLES,
     kafka_config,
 )
-from tests.conftest import broker, running
+from tests.conftest import broker, read_all, running
 
 DEADLINE_S = 90
 
@@ -69,23 +69,6 @@ def producer(settings: Settings) -> Iterator[Producer]:
     producer = Producer(kafka_config(settings) | {"partitioner": PARTITIONER, "enable.idempotence": True})
     yield producer
     producer.flush(10)
-
-
-def read_all(settings: Settings, topic: str) -> list[tuple[int, int, bytes, bytes]]:
-    """(partition, offset, key, value) of everything that stands in `topic` now."""
-    consumer = Consumer(kafka_config(settings) | {"group.id": "test", "enable.auto.commit": False})
-    try:
-        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-        ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in partitions}
-        consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
-        records: list[tuple[int, int, bytes, bytes]] = []
-        while any(tp.offset < ends[tp.partition] for tp in consumer.position(consumer.assignment()) if ends[tp.partition]):
-            for m in consumer.consume(1000, 1.0):
-                assert m.error() is None
-                records.append((m.partition(), m.offset(), m.key(), m.value()))
-        return records
-    finally:
-        consumer.close()
 
 
 def undisturbed(log: list[tuple[int, int, bytes, bytes]]) -> tuple[dict[str, ShopperRow], dict[tuple[str, int], ItemRow]]:

@@ -25,8 +25,7 @@ from liveshelf.settings import Settings
 from streams.pseudonym import Pseudonyms
 from streams.records import Impression, decode, encode
 from streams.topics import CATALOG, IMPRESSIONS, ITEM_UPDATES, PARTITIONER, kafka_config
-from tests.conftest import local_settings, running, wait_for_port
-from tests.integration.test_agents import read_all
+from tests.conftest import local_settings, read_all, running, wait_for_port
 
 T0 = int(time.time() * 1000)
 SERVICE = "liveshelf.v1.RecommendationService"
