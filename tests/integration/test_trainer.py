@@ -105,7 +105,7 @@ def test_without_a_checkpoint_a_step_bootstraps_from_the_event_log(bootstrapped:
 
 
 def test_a_step_consumes_exactly_the_new_examples_each_once(settings: Settings, shop: PlantedShop) -> None:
-    trainer, name = Trainer(settings), f"once-{time.time_ns()}"
+    trainer, name = Trainer(settings), "once"
     parent = directory.live_version(settings.model_path)
     examples = shop.examples(120, name)
     aside = sum(is_unseen(example.request_id) for example in examples)
@@ -133,7 +133,7 @@ def test_a_step_consumes_exactly_the_new_examples_each_once(settings: Settings, 
 def test_a_step_repeated_from_its_checkpoint_gives_the_same_weights(settings: Settings, shop: PlantedShop, tmp_path: Path) -> None:
     twin = elsewhere(settings, tmp_path / "twin")
     before = weights(settings)
-    give(settings, shop.examples(80, f"twin-{time.time_ns()}"))
+    give(settings, shop.examples(80, "twin"))
     one, two = Trainer(settings).step(), Trainer(twin).step()
     assert one.trained == two.trained > 0
     assert not equal(before, weights(settings))
@@ -145,7 +145,7 @@ def test_a_crash_before_the_checkpoint_neither_skips_nor_repeats(
     settings: Settings, shop: PlantedShop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twin = elsewhere(settings, tmp_path / "twin")
-    give(settings, shop.examples(80, f"before-{time.time_ns()}"))
+    give(settings, shop.examples(80, "before"))
     undisturbed = Trainer(twin).step()
 
     def full(*_: object) -> int:
@@ -166,7 +166,7 @@ def test_a_crash_after_the_checkpoint_is_finished_at_the_next_start(
     settings: Settings, shop: PlantedShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = directory.live_version(settings.model_path)
-    give(settings, shop.examples(80, f"after-{time.time_ns()}"))
+    give(settings, shop.examples(80, "after"))
     told = len(releases.history(settings))
 
     def killed(*_: object) -> Path:
@@ -189,11 +189,11 @@ def test_a_crash_after_the_checkpoint_is_finished_at_the_next_start(
 
 def test_poisoned_labels_are_refused_and_leave_the_live_weights(settings: Settings, shop: PlantedShop) -> None:
     trainer = Trainer(settings)
-    give(settings, shop.examples(700, f"clean-{time.time_ns()}"))
+    give(settings, shop.examples(700, "clean"))
     clean = trainer.step()
     assert clean.outcome == "promoted", clean.reason
     live = weights(settings)
-    give(settings, shop.examples(500, f"poison-{time.time_ns()}", poisoned=True))
+    give(settings, shop.examples(500, "poison", poisoned=True))
     result = trainer.step()
     assert (result.outcome, result.version, result.parent) == ("refused", clean.version + 1, clean.version)
     assert "worse than the live model on" in result.reason
@@ -203,14 +203,14 @@ def test_poisoned_labels_are_refused_and_leave_the_live_weights(settings: Settin
     release = releases.history(settings)[-1]
     assert (release.version, release.outcome, release.reason) == (result.version, "refused", result.reason)
     assert Trainer(settings).step().consumed == 0, "the poison is behind the offsets"
-    give(settings, shop.examples(100, f"good-{time.time_ns()}"))
+    give(settings, shop.examples(100, "good"))
     assert trainer.step().version == result.version + 1
 
 
 def test_weights_that_are_not_numbers_are_refused(settings: Settings, shop: PlantedShop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rate this large drives the weights out of range within the step."""
     live, version = weights(settings), directory.live_version(settings.model_path)
-    give(settings, shop.examples(60, f"wild-{time.time_ns()}"))
+    give(settings, shop.examples(60, "wild"))
     monkeypatch.setattr("trainer.step.STEP_RATE", float("inf"))
     result = Trainer(settings).step()
     assert result.outcome == "refused"
@@ -220,7 +220,7 @@ def test_weights_that_are_not_numbers_are_refused(settings: Settings, shop: Plan
 
 
 def test_a_corrupt_checkpoint_falls_back_and_the_result_says_so(settings: Settings, shop: PlantedShop) -> None:
-    give(settings, shop.examples(30, f"corrupt-{time.time_ns()}"))
+    give(settings, shop.examples(30, "corrupt"))
     first = Trainer(settings).step()
     checkpoints = settings.data_path / "checkpoints" / settings.model_name
     newest = max(checkpoints.iterdir())
@@ -248,7 +248,7 @@ def test_the_reader_stops_at_the_end_and_goes_on_from_offsets(settings: Settings
     reader = LogReader(settings, TRAINING_EXAMPLES, Example)
     everything = [logged for batch in reader for logged in batch]
     assert LogReader(settings, TRAINING_EXAMPLES, Example, reader.offsets).lag() == 0
-    name = f"reader-{time.time_ns()}"
+    name = "reader"
     give(settings, shop.examples(25, name))
     rest = LogReader(settings, TRAINING_EXAMPLES, Example, reader.offsets)
     assert rest.lag() == 25
