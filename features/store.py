@@ -5,8 +5,11 @@ own timestamp check is off (`skip_dedup`): it would drop a second write within o
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import prometheus_client  # noqa: F401 - before Feast, whose import would switch every counter of this process to files in /tmp
@@ -39,29 +42,26 @@ class FeatureRows:
     """
 
     def __init__(self, settings: Settings, timeout_s: float) -> None:
-        registry = settings.data_path / "feast" / "registry.db"
-        registry.parent.mkdir(parents=True, exist_ok=True)
-        self._objects = definitions.build(registry.parent)
+        self._registry = settings.data_path / "feast" / "registry.db"
+        self._registry.parent.mkdir(parents=True, exist_ok=True)
+        self._objects = definitions.build(self._registry.parent)
         self._address = settings.store_address
         options = f"socket_timeout={timeout_s},socket_connect_timeout={timeout_s},retry=null"
-        self._config = RepoConfig(
-            project="liveshelf",
-            provider="local",
-            registry={"path": str(registry), "cache_ttl_seconds": 0},  # 0: never expires; definitions only change with the code
-            online_store={
-                "type": "redis",
-                "connection_string": f"{settings.store_address},{options}",
-                "skip_dedup": True,
-                "full_scan_for_deletion": False,
-            },
-            offline_store={"type": "file"},
-            entity_key_serialization_version=3,
-        )
+        self._config = _config(self._registry, f"{settings.store_address},{options}")
         self._feast = FeatureStore(config=self._config)
 
     def apply(self) -> None:
-        """Register every definition. The agents do this at start; it is idempotent."""
-        self._feast.apply(list(self._objects.values()))
+        """Register every definition. The agents do this at start; it is idempotent.
+
+        Feast writes its registry file in place, and a reader of half a file sees half of the definitions: so beside it, then into place.
+        """
+        with TemporaryDirectory(dir=self._registry.parent) as beside:
+            fresh = Path(beside) / self._registry.name
+            if self._registry.exists():
+                shutil.copy(self._registry, fresh)
+            FeatureStore(config=_config(fresh, self._config.online_store.connection_string)).apply(list(self._objects.values()))
+            fresh.replace(self._registry)
+        self._feast.refresh_registry()
 
     def applied(self) -> bool:
         """Whether the agents have registered the definitions yet."""
@@ -132,6 +132,17 @@ class FeatureRows:
             raise UnavailableError("the feature definitions are not registered yet: the agents do this when they start") from error
         except (RedisError, OSError) as error:
             raise UnavailableError(f"the online store at {self._address} does not answer: {error}") from error
+
+
+def _config(registry: Path, connection: str) -> RepoConfig:
+    return RepoConfig(
+        project="liveshelf",
+        provider="local",
+        registry={"path": str(registry), "cache_ttl_seconds": 0},  # 0: never expires; definitions only change with the code
+        online_store={"type": "redis", "connection_string": connection, "skip_dedup": True, "full_scan_for_deletion": False},
+        offline_store={"type": "file"},
+        entity_key_serialization_version=3,
+    )
 
 
 def _key(**parts: str | int) -> EntityKey:

@@ -68,7 +68,7 @@ def from_examples(settings: Settings, offsets: Offsets, already: Collection[str]
     Raises:
         UnavailableError: Kafka does not answer.
     """
-    reader = LogReader(settings, TRAINING_EXAMPLES, Example, offsets)
+    reader = LogReader(settings, TRAINING_EXAMPLES, Example, offsets, oldest=EXAMPLES_MAX // settings.partitions)
     seen, ids, split = set(already), [], Split()
     consumed = duplicates = unusable = 0
     for examples in reader:
@@ -85,8 +85,6 @@ def from_examples(settings: Settings, offsets: Offsets, already: Collection[str]
                 unusable += 1
             else:
                 split.add(example.request_id, sample)
-        if consumed >= EXAMPLES_MAX:
-            break
     train, unseen = split.encoded()
     return Batch(
         kind="step",

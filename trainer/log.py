@@ -38,8 +38,9 @@ def key(topic: str, partition: int) -> str:
 class LogReader(Generic[Record]):
     """Iterates over batches of one topic's records, from `offsets` up to the high watermark at the start of the iteration.
 
+    One partition after the other, so that the same log gives the same order on every run, however the broker's answers come in.
     Partitions absent from `offsets` are read from their beginning; `latest` bounds the records read of each partition to its newest
-    ones. After the iteration `offsets` holds the next ones, and `undecodable` how many records were not of `kind` and were skipped.
+    ones, `oldest` to its next ones. After the iteration `offsets` holds the next ones, and `undecodable` how many records were not of `kind` and were skipped.
     Partitions are assigned by hand: no consumer group, nothing is committed to Kafka.
 
     Raises (when iterated):
@@ -47,17 +48,26 @@ class LogReader(Generic[Record]):
     """
 
     def __init__(
-        self, settings: Settings, topic: str, kind: type[Record], offsets: Offsets | None = None, latest: int | None = None
+        self,
+        settings: Settings,
+        topic: str,
+        kind: type[Record],
+        offsets: Offsets | None = None,
+        latest: int | None = None,
+        oldest: int | None = None,
     ) -> None:
-        self._settings, self._topic, self._kind, self._latest = settings, topic, kind, latest
+        self._settings, self._topic, self._kind = settings, topic, kind
+        self._latest, self._oldest = latest, oldest
         self.offsets: Offsets = {name: at for name, at in (offsets or {}).items() if name.rpartition("/")[0] == topic}
         self.undecodable = 0
 
     def __iter__(self) -> Iterator[list[Logged[Record]]]:
         consumer = self._consumer()
         try:
-            ends = self._assign(consumer)
-            yield from self._batches(consumer, ends)
+            for partition, (start, end) in self._ranges(consumer).items():
+                at = TopicPartition(self._topic, partition, start if start > 0 else OFFSET_BEGINNING)
+                consumer.assign([at])
+                yield from self._batches(consumer, partition, end)
         except KafkaException as error:
             raise UnavailableError(f"reading {self._topic} from Kafka at {self._settings.kafka_address}: {error}") from error
         finally:
@@ -99,9 +109,9 @@ class LogReader(Generic[Record]):
             for p in sorted(found.partitions)
         }
 
-    def _assign(self, consumer: Consumer) -> dict[int, int]:
-        """Point the consumer at the first records wanted; return partition → offset at which to stop."""
-        starts, ends = [], {}
+    def _ranges(self, consumer: Consumer) -> dict[int, tuple[int, int]]:
+        """Partition → (first offset wanted, offset at which to stop), of those that hold anything wanted."""
+        ranges = {}
         for p, (low, high) in self._watermarks(consumer).items():
             name = key(self._topic, p)
             start = self.offsets.get(name, low)
@@ -110,46 +120,43 @@ class LogReader(Generic[Record]):
                 start = low
             if self._latest is not None:
                 start = max(start, high - self._latest)
+            if self._oldest is not None:
+                high = min(high, start + self._oldest)
             self.offsets[name] = start
             if start < high:
-                starts.append(TopicPartition(self._topic, p, start if start > 0 else OFFSET_BEGINNING))
-                ends[p] = high
-        consumer.assign(starts)
-        return ends
+                ranges[p] = (start, high)
+        return ranges
 
-    def _batches(self, consumer: Consumer, ends: dict[int, int]) -> Iterator[list[Logged[Record]]]:
-        heard = time.monotonic()
-        while ends:
-            messages = consumer.consume(BATCH_RECORDS_MAX, timeout=0.2)
+    def _batches(self, consumer: Consumer, partition: int, end: int) -> Iterator[list[Logged[Record]]]:
+        name, heard = key(self._topic, partition), time.monotonic()
+        while self.offsets[name] < end:
+            # No more than are left: the call would wait for others that may never come.
+            messages = consumer.consume(min(BATCH_RECORDS_MAX, end - self.offsets[name]), timeout=0.2)
             if messages:
                 heard = time.monotonic()
             elif time.monotonic() - heard > SILENCE_S_MAX:
                 raise UnavailableError(f"{self._topic}: Kafka sent nothing for {SILENCE_S_MAX:.0f} s before the end was reached.")
-            batch = [logged for message in messages if (logged := self._take(message, ends)) is not None]
+            batch = [logged for message in messages if (logged := self._take(message, name, end)) is not None]
             if batch:
                 yield batch
 
-    def _take(self, message: Message, ends: dict[int, int]) -> Logged[Record] | None:
+    def _take(self, message: Message, name: str, end: int) -> Logged[Record] | None:
         """Advance past one message; its record, unless it is beyond the end, a tombstone or not decodable."""
         p, offset, error = message.partition(), message.offset(), message.error()
-        assert p is not None, "a consumed message has a partition"
         if error is not None:
             if error.code() == KafkaError._PARTITION_EOF:  # compaction may leave nothing at the very end
-                ends.pop(p, None)
+                self.offsets[name] = end
                 return None
             raise KafkaException(error)
-        if p not in ends or offset is None or offset >= ends[p]:
-            ends.pop(p, None)
-            return None
-        self.offsets[key(self._topic, p)] = offset + 1
-        if offset + 1 >= ends[p]:
-            del ends[p]
+        assert p is not None, "a consumed message has a partition"
+        assert offset is not None, "a consumed message has an offset"
+        self.offsets[name] = min(offset + 1, end)
         value = message.value()
-        if value is None:
+        if offset >= end or value is None:
             return None
         try:
             return Logged(p, offset, decode(self._kind, value))
         except msgspec.DecodeError as fault:
             self.undecodable += 1
-            log.warning("undecodable_record", partition=key(self._topic, p), offset=offset, reason=str(fault))
+            log.warning("undecodable_record", partition=name, offset=offset, reason=str(fault))
             return None
