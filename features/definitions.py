@@ -1,79 +1,90 @@
-"""The Feast objects: entities, views and services, built here and applied with an explicit list.
+"""The Feast objects: entities, views and services, built from feature sets and applied with an explicit list.
 
-Field names are those of `features.rows`; a map of the row (`counts`, affinities, `neighbours`) stands in two fields, `NAME_keys`
-and `NAME_values`.
+Every feature version has views of its own, so that one model's features stay while the next one's are folded. A service carries the
+declarations of its version as a tag: the registry is where every role learns which versions there are.
 """
 
+from collections.abc import Collection, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource
-from feast.types import Array, Bool, Float64, Int64, String
+from feast.types import Array, Bool, Bytes, Float64, Int64, String
 from feast.value_type import ValueType
 
-SHOPPER = Entity(name="shopper", join_keys=["shopper"], value_type=ValueType.STRING, description="Keyed pseudonym of a person")
-ITEM = Entity(name="item", join_keys=["item"], value_type=ValueType.STRING, description="The shop's item id")
-SOURCE_PARTITION = Entity(
-    name="source_partition",
-    join_keys=["source_partition"],
-    value_type=ValueType.INT64,
-    description="Clickstream partition that contributed",
+from features.feature_set import FeatureSet, ViewSpec, to_text
+
+DECLARATIONS = "declarations"
+"""Tag of a shopper service: the settings file of its version, as text."""
+
+CATALOG_VIEW = ViewSpec(
+    "item_catalog",
+    (("item", str),),
+    (
+        ("item_name", "string", "title"),
+        ("item_category", "string", "category"),
+        ("item_brand", "string", "brand"),
+        ("price", "double", "price in the shop's currency"),
+        ("available", "bool", "false: never shown"),
+        ("time_ms", "int64", "when the record was made"),
+    ),
 )
 
-_OFFSETS = [Field(name="offset", dtype=Int64), Field(name="time_ms", dtype=Int64)]
+ORDER = "order"
+"""Tag of a shopper service: its place among the versions, the newest last."""
+
+REBUILDING = "rebuilding"
+"""Tag of a shopper service whose version `liveshelf features rebuild` is folding: not yet for agents, models or trainers."""
+
+_TYPES = {
+    "int64": Int64,
+    "double": Float64,
+    "string": String,
+    "bool": Bool,
+    "bytes": Bytes,
+    "int64_list": Array(Int64),
+    "double_list": Array(Float64),
+    "string_list": Array(String),
+}
+_ENTITIES = {
+    "shopper": Entity(
+        name="shopper", join_keys=["shopper"], value_type=ValueType.STRING, description="Keyed pseudonym of a person or browser"
+    ),
+    "item": Entity(name="item", join_keys=["item"], value_type=ValueType.STRING, description="The shop's item id"),
+    "source_partition": Entity(
+        name="source_partition",
+        join_keys=["source_partition"],
+        value_type=ValueType.INT64,
+        description="Clickstream partition that contributed",
+    ),
+}
 
 
-def _weights(name: str) -> list[Field]:
-    return [Field(name=f"{name}_keys", dtype=Array(String)), Field(name=f"{name}_values", dtype=Array(Float64))]
-
-
-def _view(name: str, entities: list[Entity], schema: list[Field], offline_path: Path) -> FeatureView:
-    batch = FileSource(name=f"{name}_history", path=str(offline_path / f"{name}.parquet"), timestamp_field="event_timestamp")
+def feast_view(view: ViewSpec, offline_path: Path) -> FeatureView:
+    """`view` as Feast has it; its history, when there is one, is `offline_path`/NAME.parquet."""
+    batch = FileSource(
+        name=f"{view.name}_history", path=str(offline_path / f"{view.name}.parquet"), timestamp_field="event_timestamp"
+    )
+    keys = [Field(name=name, dtype=Int64 if kind is int else String) for name, kind in view.keys]
     return FeatureView(
-        name=name,
-        entities=entities,
+        name=view.name,
+        entities=[_ENTITIES[name] for name, _ in view.keys],
         ttl=timedelta(0),  # rows do not expire: decay is part of their arithmetic
-        schema=[*(Field(name=e.join_key, dtype=Int64 if e is SOURCE_PARTITION else String) for e in entities), *schema],
-        source=PushSource(name=f"{name}_push", batch_source=batch),
+        schema=[*keys, *(Field(name=name, dtype=_TYPES[kind], description=meaning) for name, kind, meaning in view.fields)],
+        source=PushSource(name=f"{view.name}_push", batch_source=batch),
     )
 
 
-def build(offline_path: Path) -> dict[str, Any]:
-    """All Feast objects by name. `offline_path` is the directory of the views' parquet history."""
-    shopper = _view(
-        "shopper_features",
-        [SHOPPER],
-        [
-            Field(name="partition", dtype=Int64),
-            *_OFFSETS,
-            Field(name="recent_items", dtype=Array(String)),
-            Field(name="recent_events", dtype=Array(String)),
-            Field(name="recent_times_ms", dtype=Array(Int64)),
-            *_weights("counts"),
-            *_weights("category_affinity"),
-            *_weights("brand_affinity"),
-            Field(name="event_ids", dtype=Array(String)),
-        ],
-        offline_path,
-    )
-    item = _view("item_features", [ITEM, SOURCE_PARTITION], [*_OFFSETS, *_weights("counts"), *_weights("neighbours")], offline_path)
-    catalog = _view(
-        "item_catalog",
-        [ITEM],
-        [
-            Field(name="item_name", dtype=String),
-            Field(name="item_category", dtype=String),
-            Field(name="item_brand", dtype=String),
-            Field(name="price", dtype=Float64),
-            Field(name="available", dtype=Bool),
-            Field(name="time_ms", dtype=Int64),
-        ],
-        offline_path,
-    )
-    views = [shopper, item, catalog]
-    services = [FeatureService(name=view.name, features=[view]) for view in views]
-    return {
-        o.name if not isinstance(o, FeatureService) else f"service:{o.name}": o
-        for o in [SHOPPER, ITEM, SOURCE_PARTITION, *views, *services]
-    }
+def build(feature_sets: Iterable[FeatureSet], offline_path: Path, rebuilding: Collection[str] = ()) -> dict[str, Any]:
+    """All Feast objects by name (services as `service:NAME`) for the catalog and these feature versions, oldest first."""
+    objects: dict[str, Any] = dict(_ENTITIES)
+    views: list[tuple[ViewSpec, dict[str, str]]] = [(CATALOG_VIEW, {})]
+    for order, features in enumerate(feature_sets):
+        tags = {DECLARATIONS: to_text(features), ORDER: str(order)}
+        views.append((features.shopper_view, tags | ({REBUILDING: "yes"} if features.version in rebuilding else {})))
+        views.append((features.item_view, {}))
+    for view, tags in views:
+        objects[view.name] = feast_view(view, offline_path)
+        objects[f"service:{view.name}"] = FeatureService(name=view.name, features=[objects[view.name]], tags=tags)
+    return objects

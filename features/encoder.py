@@ -1,91 +1,208 @@
-"""The one encoder: feature values → model inputs. The scorer calls it when serving, the trainer when learning.
+"""The one encoder: rows → model inputs. The scorer calls it when serving, the trainer when it replays the log.
 
-B shoppers (here one), C candidates, R = RECENT_MAX, E = len(EVENT_NAMES), F = len(CANDIDATE_FEATURES).
+C candidates, R = the sequence's n, S = len(features.shopper_columns), F = len(features.candidate_columns).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from features.events import EVENT_INDEX, EVENT_NAMES
-from features.fold import HOUR_MS, RECENT_MAX, SHOPPER_HALF_LIFE_MS, decay
-from features.rows import FeaturesAsServed, ItemColumns, ShopperRow
+from features import declarations as d
+from features.events import EVENT_INDEX
+from features.feature_set import FeatureSet
+from features.fold import HOUR_MS
+from features.rows import CandidateColumns, FeaturesAsServed, ShopperRow
 
 Floats = npt.NDArray[np.float32]
+Floats64 = npt.NDArray[np.float64]
 Inputs = dict[str, npt.NDArray[Any]]
 
-CANDIDATE_FEATURES = (
-    *(f"log_{name}" for name in EVENT_NAMES),  # log(1 + decayed count)
-    "click_rate",  # smoothed select_item / view_item_list
-    "log_price",
-    "has_catalog",
-    "category_match",  # share of the shopper's affinity that the candidate's category holds
-    "brand_match",
-    "log_covisit",
-    "seen",  # among the shopper's recent items
-    "seen_recency",  # 1 / (1 + rank among them), 0 when not seen
-)
-
-RATE_PRIOR_SHOWN, RATE_PRIOR_CLICKED = 20.0, 1.0  # one click in twenty showings until the item has shown otherwise
-_VIEW_LIST, _SELECT = EVENT_INDEX["view_item_list"], EVENT_INDEX["select_item"]
+VIEW_ITEM = EVENT_INDEX["view_item"]
+NEVER_HOURS = 24.0 * 365  # stands for "has not happened": a year, beyond which nobody's last click says anything
 
 
-def encode_shopper(row: ShopperRow, time_ms: int) -> Inputs:
-    """The shopper's side, without a batch axis.
+class Encoder:
+    """Encodes for one feature set."""
 
-    Returns:
-        recent_items: bytes [R], newest first, padded with b"".
-        recent_events: int32 [R], 1 + index in EVENT_NAMES, 0 where padded.
-        recent_age: float32 [R], log(1 + age in hours).
-        shopper_counts: float32 [E], log(1 + decayed count at `time_ms`).
-    """
-    items = np.full(RECENT_MAX, b"", dtype=object)
-    events = np.zeros(RECENT_MAX, dtype=np.int32)
-    age = np.zeros(RECENT_MAX, dtype=np.float32)
-    n = len(row.recent_items)
-    items[:n] = [item.encode() for item in row.recent_items]
-    events[:n] = [1 + EVENT_INDEX[name] for name in row.recent_events]
-    age[:n] = np.log1p(np.maximum(time_ms - np.asarray(row.recent_times_ms, dtype=np.float64), 0.0) / HOUR_MS)
-    factor = decay(1.0, max(time_ms - row.time_ms, 0), SHOPPER_HALF_LIFE_MS)
-    counts = np.log1p(np.asarray([row.counts.get(name, 0.0) * factor for name in EVENT_NAMES], dtype=np.float64))
-    return {
-        "recent_items": items,
-        "recent_events": events,
-        "recent_age": age,
-        "shopper_counts": counts.astype(np.float32),
-    }
+    def __init__(self, features: FeatureSet) -> None:
+        self.features = features
+        self._half_life_of = np.array([s.half_life for slots in features.shopper_slots.values() for s in slots], dtype=np.int64)
+        self._positions = {f.name for f in features.declared.features if isinstance(f, d.Position)}
 
+    def shopper(self, row: ShopperRow, time_ms: int) -> Inputs:
+        """The shopper's side, without a batch axis.
 
-def encode_candidates(row: ShopperRow, candidates: ItemColumns) -> Inputs:
-    """The candidates' side: `candidates` bytes [C] and `candidate_features` float32 [C, F]."""
-    c = len(candidates.items)
-    out = np.zeros((c, len(CANDIDATE_FEATURES)), dtype=np.float32)
-    ids = np.array([item.encode() for item in candidates.items] + [b""], dtype=object)[:c]
-    if not c:
+        Returns:
+            recent_items: bytes [R], newest first, padded with b"".
+            recent_events: int32 [R], 1 + index in EVENT_NAMES, 0 where padded.
+            recent_age: float32 [R], log(1 + age in hours).
+            shopper_features: float32 [S], see `FeatureSet.shopper_columns`.
+        """
+        n = len(row.recent_items)
+        age = np.log1p(np.maximum(time_ms - np.asarray(row.recent_times_ms, dtype=np.float64), 0.0) / HOUR_MS)
+        return self._sequence(row.recent_items, np.asarray(row.recent_events, dtype=np.int32) + 1, age.astype(np.float32)[:n]) | {
+            "shopper_features": self._shopper_features(row, time_ms)
+        }
+
+    def candidates(self, row: ShopperRow, columns: CandidateColumns, time_ms: int) -> Inputs:
+        """The candidates' side: `candidates` bytes [C] and `candidate_features` float32 [C, F], see `FeatureSet.candidate_columns`."""
+        c = len(columns.items)
+        ids = np.array([item.encode() for item in columns.items] + [b""], dtype=object)[:c]
+        out = np.zeros((c, len(self.features.candidate_columns)), dtype=np.float32)
+        at = 0
+        for feature in self.features.declared.features:
+            for value in self._candidate_values(feature, row, columns) if c else ():
+                out[:, at] = value
+                at += 1
         return {"candidates": ids, "candidate_features": out}
-    counts = np.asarray(candidates.counts, dtype=np.float32)
-    assert counts.shape == (c, len(EVENT_NAMES)), counts.shape
-    e = len(EVENT_NAMES)
-    out[:, :e] = np.log1p(counts)
-    out[:, e] = (counts[:, _SELECT] + RATE_PRIOR_CLICKED) / (counts[:, _VIEW_LIST] + RATE_PRIOR_SHOWN)
-    out[:, e + 1] = np.log1p(np.asarray(candidates.price, dtype=np.float32))
-    out[:, e + 2] = [bool(category or brand) for category, brand in zip(candidates.category, candidates.brand, strict=True)]
-    out[:, e + 3] = _shares(row.category_affinity, candidates.category)
-    out[:, e + 4] = _shares(row.brand_affinity, candidates.brand)
-    out[:, e + 5] = np.log1p(np.asarray(candidates.covisit, dtype=np.float32))
-    rank = {item: i for i, item in reversed(list(enumerate(row.recent_items)))}
-    seen = [rank.get(item, -1) for item in candidates.items]
-    out[:, e + 6] = [at >= 0 for at in seen]
-    out[:, e + 7] = [1.0 / (1 + at) if at >= 0 else 0.0 for at in seen]
-    return {"candidates": ids, "candidate_features": out}
+
+    def decode(self, served: FeaturesAsServed) -> Inputs:
+        """The model's inputs, bit for bit as they were when served.
+
+        Raises:
+            ValueError: they are not of this feature version's shapes.
+        """
+        features = self.features
+        if served.version != features.version:
+            raise ValueError(f"features as served are of version {served.version!r}, this encoder's is {features.version!r}")
+        shape = (len(served.candidates), len(features.candidate_columns))
+        shopper = np.frombuffer(served.shopper_features, dtype="<f4")
+        if shopper.shape != (len(features.shopper_columns),):
+            raise ValueError(f"{len(shopper)} shopper features, expected {len(features.shopper_columns)}")
+        events, age = np.frombuffer(served.recent_events, dtype="<i4"), np.frombuffer(served.recent_age, dtype="<f4")
+        return self._sequence(served.recent_items, events, age) | {
+            "shopper_features": shopper,
+            "candidates": np.array([item.encode() for item in served.candidates] + [b""], dtype=object)[: shape[0]],
+            "candidate_features": np.frombuffer(served.candidate_features, dtype="<f4").reshape(shape),
+        }
+
+    def shown(self, inputs: Inputs) -> Inputs:
+        """`inputs` of a shelf in the order it was shown in, with the positions that were not known when it was scored."""
+        columns = [i for i, name in enumerate(self.features.candidate_columns) if name in self._positions]
+        if not columns:
+            return inputs
+        features = inputs["candidate_features"].copy()
+        features[:, columns] = np.log1p(np.arange(len(features), dtype=np.float64))[:, None]
+        return inputs | {"candidate_features": features}
+
+    def served(
+        self,
+        row: ShopperRow,
+        inputs: Inputs,
+        columns: CandidateColumns,
+        time_ms: int,
+        rows: Sequence[int],
+        led_by: dict[str, list[int]] | None = None,
+    ) -> FeaturesAsServed:
+        """What `decode` reads back: `inputs` of the candidates at `rows`, in that order.
+
+        `led_by` are the offsets of the latest items whose neighbours the co-visit weights come from.
+        """
+        items = [columns.items[i] for i in rows]
+        n = len(row.recent_items)
+        return FeaturesAsServed(
+            version=self.features.version,
+            time_ms=time_ms,
+            partition=row.partition,
+            offset=row.offset,
+            recent_items=list(row.recent_items),
+            recent_events=inputs["recent_events"][:n].astype("<i4").tobytes(),
+            recent_age=inputs["recent_age"][:n].astype("<f4").tobytes(),
+            shopper_features=inputs["shopper_features"].astype("<f4").tobytes(),
+            candidates=items,
+            candidate_features=inputs["candidate_features"][list(rows)].astype("<f4").tobytes(),
+            item_offsets=(led_by or {}) | dict(zip(items, columns.offsets[list(rows)].tolist(), strict=True)),
+            catalog_ms=columns.catalog.time_ms[list(rows)].tolist(),
+        )
+
+    def _sequence(self, items: list[str], events: npt.NDArray[np.int32], age: Floats) -> Inputs:
+        r = self.features.sequence.n
+        n = len(items)
+        if n > r or len(events) != n or len(age) != n:
+            raise ValueError(f"a sequence of {n} items, {len(events)} events and {len(age)} ages; expected equal ones, at most {r}")
+        padded_items = np.full(r, b"", dtype=object)
+        padded_events, padded_age = np.zeros(r, dtype=np.int32), np.zeros(r, dtype=np.float32)
+        padded_items[:n] = [item.encode() for item in items]
+        padded_events[:n], padded_age[:n] = events, age
+        return {"recent_items": padded_items, "recent_events": padded_events, "recent_age": padded_age}
+
+    def _shopper_features(self, row: ShopperRow, time_ms: int) -> Floats:
+        features = self.features
+        values: list[Any] = []
+        if features.shopper_numbers:
+            scale = features.shopper_half_lives.scale(np.asarray(row.time_ms, dtype=np.int64), time_ms)
+            values.append(np.log1p(np.asarray(row.numbers) * scale[self._half_life_of]))
+        marks = np.asarray(row.marks, dtype=np.float64)
+        for recency in features.recencies:
+            at = features.mark_at[recency.name]
+            latest = marks[at : at + len(recency.events)]
+            hours = np.where(latest > 0, np.maximum(time_ms - latest, 0.0) / HOUR_MS, NEVER_HOURS)
+            values.append(np.log1p(np.minimum(hours, NEVER_HOURS)))
+        for session in features.sessions:
+            at = features.mark_at[session.name]
+            start, last, depth, items = row.marks[at : at + 4]
+            going_on = bool(last) and time_ms - last <= d.milliseconds(session.idle)
+            dwell_s = max(last - start, 0) / 1000
+            values.append(np.log1p(np.array([depth, items, dwell_s]) * going_on))
+        return np.concatenate(values).astype(np.float32) if values else np.zeros(0, dtype=np.float32)
+
+    def _candidate_values(self, feature: d.AnyDeclaration, row: ShopperRow, columns: CandidateColumns) -> Sequence[Any]:
+        """The columns of one feature, each [C] or a number."""
+        match feature:
+            case d.DecayedCount(entity="item"):
+                return np.log1p(self._numbers(feature, columns)).T  # type: ignore[return-value]
+            case d.Rate():
+                of, to = self._numbers(feature, columns).T
+                return [(of + feature.prior_of) / (to + feature.prior_to)]
+            case d.Trend():
+                short, long = np.split(self._numbers(feature, columns), 2, axis=1)
+                per_short, per_long = d.milliseconds(feature.short), d.milliseconds(feature.long)
+                # An unchanging rate r counts r * half-life / ln 2: divided by the half-lives both are equal, and the logarithm 0. One event
+                # in the long half-life is taken as known, so that a first click is no explosion.
+                prior = 1.0 / per_long
+                return [np.log((short.sum(axis=1) / per_short + prior) / (long.sum(axis=1) / per_long + prior))]
+            case d.Covisit():
+                return [np.log1p(columns.covisit)]
+            case d.Field(field="price"):
+                return [np.log1p(columns.catalog.price)]
+            case d.Field(field="item_name"):
+                return [columns.catalog.named]
+            case d.Field():
+                codes = columns.catalog.codes[feature.field]
+                return [(columns.catalog.code[feature.field] >= 0) & (columns.catalog.code[feature.field] != codes.get("", -1))]
+            case d.Match():
+                return [self._shares(row, feature.affinity, columns)]
+            case d.Position():
+                return [0.0]  # as for a first place; `shown` puts in what is known afterwards
+            case d.LastN():
+                rank = {item: i for i, item in reversed(list(enumerate(row.recent_items)))}
+                seen = np.array([rank.get(item, -1) for item in columns.items])
+                return [seen >= 0, np.where(seen >= 0, 1.0 / (1 + np.maximum(seen, 0)), 0.0)]
+        return ()
+
+    def _numbers(self, feature: d.AnyDeclaration, columns: CandidateColumns) -> npt.NDArray[np.float64]:
+        slots = self.features.item_slots[feature.name]
+        return columns.numbers[:, slots[0].at : slots[0].at + len(slots)]
+
+    def _shares(self, row: ShopperRow, name: str, columns: CandidateColumns) -> Floats64:
+        """[C] share of an affinity that each candidate's value holds."""
+        at = next(i for i, affinity in enumerate(self.features.affinities) if affinity.name == name)
+        affinity, field = row.affinities[at], self.features.affinities[at].field
+        codes = columns.catalog.codes[field]
+        share = np.zeros(len(codes) + 1)  # the last place is that of candidates without record, whose code is -1
+        total = sum(affinity.values())
+        for value, weight in affinity.items() if total else ():
+            if value in codes:
+                share[codes[value]] = weight / total
+        result: Floats64 = share[columns.catalog.code[field]]
+        return result
 
 
-def encode(served: FeaturesAsServed) -> Inputs:
-    """All model inputs for one shopper and its candidates, without a batch axis."""
-    return {**encode_shopper(served.shopper, served.time_ms), **encode_candidates(served.shopper, served.candidates)}
-
-
-def _shares(affinity: dict[str, float], keys: list[str]) -> list[float]:
-    total = sum(affinity.values())
-    return [affinity.get(key, 0.0) / total if total else 0.0 for key in keys]
+def look_at(row: ShopperRow, items: Sequence[str], time_ms: int, n: int) -> None:
+    """Put the page's `items` in front of the row's sequence, as just looked at."""
+    if items:
+        row.recent_items = [*items, *row.recent_items][:n]
+        row.recent_events = [*[VIEW_ITEM] * len(items), *row.recent_events][:n]
+        row.recent_times_ms = [*[time_ms] * len(items), *row.recent_times_ms][:n]

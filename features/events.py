@@ -1,8 +1,11 @@
 """What the fold knows of an event: GA4's e-commerce event names and what each says about a shopper and an item."""
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
+from msgspec import Meta
+
+from features.rows import ShopperRow
 
 EventName = Literal[
     "view_item_list",
@@ -14,6 +17,7 @@ EventName = Literal[
     "purchase",
     "refund",
     "view_search_results",
+    "login",
 ]
 EVENT_NAMES: tuple[str, ...] = get_args(EventName)
 EVENT_INDEX = {name: index for index, name in enumerate(EVENT_NAMES)}
@@ -35,6 +39,15 @@ class EventItem(msgspec.Struct, frozen=True, omit_defaults=True):
     index: int = -1
 
 
+class Handover(msgspec.Struct, frozen=True, kw_only=True):
+    """What an anonymous browser had done when its shopper signed in, on its way to the person's row. Written by the agents only."""
+
+    id: str
+    """`partition@offset` of the record that caused it: delivered again, it is folded once."""
+    states: dict[str, ShopperRow]
+    """The browser's row by feature version, without ids."""
+
+
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One validated event as it stands in `clickstream`. Ids of people are pseudonyms already."""
 
@@ -43,8 +56,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     event_name: EventName
     shopper: str
     session: str = ""
-    time_ms: int
-    """Event time: when it happened in the browser, ms since 1970 UTC."""
+    time_ms: Annotated[int, Meta(ge=0, lt=4_102_444_800_000)]
+    """Event time: when it happened in the browser, ms since 1970 UTC; before 2100, since one wrong clock would age everything else to nothing."""
     items: tuple[EventItem, ...] = ()
     request_id: str = ""
     """The shelf that led here, when the frontend passes it back."""
@@ -52,3 +65,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     search_term: str = ""
     currency: str = ""
     value: float = 0.0
+    link_to: str = ""
+    """For `login`: the pseudonym of the signed-in person; `shopper` is the anonymous browser's."""
+    handover: Handover | None = None
+    """For a `login` that agents wrote: `shopper` is the person's pseudonym."""

@@ -1,47 +1,61 @@
-"""Feature rows: what is known of a shopper and of an item, and up to which offset of the log."""
+"""Feature rows: what is known of a shopper and of an item, and up to which offset of the log.
+
+Which features there are, and which place in the lists is whose, says `features.feature_set`. Decayed values stand as forward decay
+leaves them (see `features.decay`): as they would be at a fixed point in time, so that adding an event touches no other value.
+"""
+
+from typing import NamedTuple
 
 import msgspec
-
-FEATURE_VERSION = "1"
-"""Names the set of features below; impressions and models carry it."""
+import numpy as np
+import numpy.typing as npt
 
 
 class ShopperRow(msgspec.Struct, omit_defaults=True):
-    """One shopper's features, folded from one clickstream partition up to `offset` inclusive.
-
-    Decayed values (`counts`, affinities) are valued at `time_ms`, the latest event time seen.
-    """
+    """One shopper's features, folded from one clickstream partition up to `offset` inclusive."""
 
     shopper: str
     partition: int = -1
     offset: int = -1
     time_ms: int = 0
+    """The latest event time folded."""
     recent_items: list[str] = []
-    """Newest first by event time, at most `fold.RECENT_MAX`; parallel to the next two."""
-    recent_events: list[str] = []
+    """Newest first by event time, at most the sequence's n; parallel to the next two."""
+    recent_events: list[int] = []
+    """Index in EVENT_NAMES."""
     recent_times_ms: list[int] = []
-    counts: dict[str, float] = {}
-    """Decayed number of events by event name."""
-    category_affinity: dict[str, float] = {}
-    brand_affinity: dict[str, float] = {}
-    event_ids: list[str] = []
-    """The latest event ids, newest last: an event re-sent by a browser folds once."""
+    numbers: list[float] = []
+    """Decayed counts, every decayed_count after the other."""
+    marks: list[int] = []
+    """Times and counts of recency and session features, one after the other."""
+    affinities: list[dict[str, float]] = []
+    """By affinity feature: decayed weight by field value."""
+    seen: dict[int, int] = {}
+    """Event id (as `fold.event_key` makes it) → hour of event time: a re-sent event folds once."""
+    hour: int = 0
+    """The latest hour of event time with an event, and how many came in it."""
+    hour_events: int = 0
+    links: list[tuple[int, str]] = []
+    """An anonymous browser's sign-ins, oldest first: (event time in ms, pseudonym of the person)."""
+    merged: list[str] = []
+    """A person's latest handovers already folded, newest last."""
 
 
 class ItemRow(msgspec.Struct, omit_defaults=True):
     """What one clickstream partition contributes to one item, up to `offset` inclusive.
 
     An item's features are the sum over partitions (see `features.items`), so no two workers ever write the same row and the
-    result does not depend on how partitions interleave. Decayed values are valued at `time_ms`.
+    result does not depend on how partitions interleave.
     """
 
     item: str
     partition: int
     offset: int = -1
     time_ms: int = 0
-    counts: dict[str, float] = {}
+    numbers: list[float] = []
+    """Decayed counts: of every decayed_count, rate and trend of items."""
     neighbours: dict[str, float] = {}
-    """Items looked at in the same visit, with decayed directed weights; at most `fold.NEIGHBOURS_MAX`."""
+    """Items looked at in the same visit, with decayed directed weights."""
 
 
 class CatalogItem(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -58,23 +72,58 @@ class CatalogItem(msgspec.Struct, frozen=True, omit_defaults=True):
     """When the record was made; the newest wins."""
 
 
-class ItemColumns(msgspec.Struct):
-    """Features of C candidates as they were when scored: columns of equal length C."""
+class CatalogColumns(NamedTuple):
+    """What the catalog says of C candidates: columns of length C. Codes stand for values, see `codes`; -1 where there is no record."""
+
+    time_ms: npt.NDArray[np.int64]
+    """When the record was made; -1 where there is none."""
+    price: npt.NDArray[np.float64]
+    """0 where there is no record."""
+    named: npt.NDArray[np.bool_]
+    code: dict[str, npt.NDArray[np.int32]]
+    """By field: item_category, item_brand and price_band."""
+    codes: dict[str, dict[str, int]]
+    """By field: value → code."""
+
+
+class CandidateColumns(NamedTuple):
+    """What is known of C candidates when they are scored: columns of equal length C. P clickstream partitions, K = item numbers."""
 
     items: list[str]
-    counts: list[list[float]]
-    """[C][len(EVENT_NAMES)] decayed number of events, valued at scoring time."""
-    price: list[float]
-    category: list[str]
-    brand: list[str]
-    covisit: list[float]
-    """Weight with which the shopper's latest items lead to this one."""
+    numbers: npt.NDArray[np.float64]
+    """[C, K] decayed counts, valued at scoring time."""
+    covisit: npt.NDArray[np.float64]
+    """[C] weight with which the shopper's latest items lead to this one."""
+    catalog: CatalogColumns
+    offsets: npt.NDArray[np.int64]
+    """[C, P] up to where each partition's contribution was folded; -1 where there was none."""
 
 
-class FeaturesAsServed(msgspec.Struct):
-    """All that the encoder needs to make the model's inputs again, bit for bit."""
+class FeaturesAsServed(msgspec.Struct, frozen=True, kw_only=True):
+    """The model's inputs as they were when a shelf was scored, and where in the log they come from.
 
+    Arrays are little-endian bytes (base64 in JSON): exactly what the model read, at a quarter of the size of their digits. C candidates
+    in shelf order, F candidate features, S shopper features, R' items in the sequence.
+    """
+
+    version: str
+    """Feature version."""
     time_ms: int
-    shopper: ShopperRow
-    candidates: ItemColumns
-    version: str = FEATURE_VERSION
+    partition: int = -1
+    """Where the shopper's row was folded up to; -1 when there was no row."""
+    offset: int = -1
+    recent_items: list[str] = []
+    """Newest first: the page's context items, then the row's."""
+    recent_events: bytes = b""
+    """int32 [R'], as encoded: 1 + index in EVENT_NAMES."""
+    recent_age: bytes = b""
+    """float32 [R']."""
+    shopper_features: bytes
+    """float32 [S]."""
+    candidates: list[str]
+    candidate_features: bytes
+    """float32 [C, F]."""
+    item_offsets: dict[str, list[int]] = {}
+    """By item (the candidates and the latest items that lead to them): as `CandidateColumns.offsets`."""
+    catalog_ms: list[int] = []
+    """[C] `time_ms` of the candidate's catalog record; -1 where there was none."""

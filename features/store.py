@@ -1,240 +1,154 @@
-"""Feature rows in Feast's online store: rows in, rows out, in batches.
+"""Feature rows in Feast's online store: rows in, rows out, in batches."""
 
-Writes go straight to the online store's batch write (one Feast `push` an event makes about 120 rows/s, this about 15,000). Feast's
-own timestamp check is off (`skip_dedup`): it would drop a second write within one event time, and order is kept by offsets here.
-"""
-
-import os
-import shutil
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
-import prometheus_client  # noqa: F401 - before Feast, whose import would switch every counter of this process to files in /tmp
-
-os.environ.setdefault("FEAST_USAGE", "False")  # Feast reads this at import; nothing may be sent anywhere
-
-# isort: split
-from feast import FeatureStore, FeatureView, RepoConfig
+from feast import FeatureStore
 from feast.errors import FeastObjectNotFoundException
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import DoubleList, Int64List, StringList, Value
 from redis.exceptions import RedisError
 
 from features import definitions
+from features.feature_set import FeatureSet, ViewSpec
+from features.online import FencedOnlineStore, Row, StoreBehindError, Written, store_error
+from features.registry import FeatureRegistry, repo_config
 from features.rows import CatalogItem, ItemRow, ShopperRow
+from features.values import View, decode_values, encode_values, entity_key, python_values
 from liveshelf.errors import UnavailableError
 from liveshelf.settings import Settings
 
-for name in ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR"):  # Feast's import sets them; they are not for our children
-    os.environ.pop(name, None)
-
-Values = dict[str, Value]
+__all__ = ["FeatureRows", "StoreBehindError"]
 
 
 class FeatureRows:
-    """The online store, as rows of `features.rows`.
+    """The online store, as rows of `features.rows`, for any registered feature version.
 
-    Not safe to share between threads that write the same rows. Every call raises UnavailableError when the store does not answer
-    within `timeout_s`.
+    Every call raises UnavailableError when the store does not answer within `timeout_s`, and WrongTypeError (see `features.online`) when a
+    key holds something that is no row.
     """
 
     def __init__(self, settings: Settings, timeout_s: float) -> None:
-        self._registry = settings.data_path / "feast" / "registry.db"
-        self._registry.parent.mkdir(parents=True, exist_ok=True)
-        self._objects = definitions.build(self._registry.parent)
+        self._partitions = range(settings.partitions)
         self._address = settings.store_address
+        self._registry = FeatureRegistry(settings)
         options = f"socket_timeout={timeout_s},socket_connect_timeout={timeout_s},retry=null"
-        self._config = _config(self._registry, f"{settings.store_address},{options}")
+        self._config = repo_config(
+            settings,
+            self._registry.path,
+            {
+                "type": "features.online.FencedOnlineStore",
+                "connection_string": f"{settings.store_address},{options}",
+                "skip_dedup": True,  # Feast's timestamp check would drop a second write of one event time; order is kept by offsets
+                "full_scan_for_deletion": False,
+            },
+        )
         self._feast = FeatureStore(config=self._config)
+        online = self._feast._get_provider().online_store
+        assert isinstance(online, FencedOnlineStore)
+        self._online = online
+        self.feature_sets: Callable[[], dict[str, FeatureSet]] = self._registry.feature_sets
+        self.feature_set: Callable[[str], FeatureSet | None] = self._registry.feature_set
+        self.newest: Callable[[], FeatureSet] = self._registry.newest
+        self.registered: Callable[[], bool] = self._registry.registered
+        self.register: Callable[[FeatureSet], None] = self._registry.register
+        self.register_first: Callable[[], None] = self._registry.register_first
 
-    def apply(self) -> None:
-        """Register every definition. The agents do this at start; it is idempotent.
+    def read_shopper(self, shopper: str, features: FeatureSet) -> ShopperRow | None:
+        """One shopper's row as Feast serves it; None for a shopper never seen."""
+        view = _view(features.shopper_view)
+        with self._answering():
+            response = self._feast.get_online_features(self._service(features.shopper_view), entity_rows=[{"shopper": shopper}])
+        vectors = dict(zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True))
+        values = python_values(view, [vectors[name].values[0] for name, _ in view.fields])
+        return None if values is None else features.shopper_row(shopper, values)
 
-        Feast writes its registry file in place, and a reader of half a file sees half of the definitions: so beside it, then into place.
-        """
-        with TemporaryDirectory(dir=self._registry.parent) as beside:
-            fresh = Path(beside) / self._registry.name
-            if self._registry.exists():
-                shutil.copy(self._registry, fresh)
-            FeatureStore(config=_config(fresh, self._config.online_store.connection_string)).apply(list(self._objects.values()))
-            fresh.replace(self._registry)
-        self._feast.refresh_registry()
-
-    def applied(self) -> bool:
-        """Whether the agents have registered the definitions yet."""
-        try:
-            self._feast.refresh_registry()
-            self._feast.get_feature_service("shopper_features")
-        except (FeastObjectNotFoundException, FileNotFoundError):
-            return False
-        return True
-
-    def read_shoppers(self, shoppers: Sequence[str]) -> dict[str, ShopperRow]:
+    def read_shoppers(self, shoppers: Sequence[str], features: FeatureSet) -> dict[str, ShopperRow]:
         """Rows by shopper; a shopper never seen is absent."""
-        rows = self._read("shopper_features", {"shopper": list(shoppers)})
-        return {shopper: _shopper_row(shopper, values) for shopper, values in zip(shoppers, rows, strict=True) if values}
+        rows = self._read(features.shopper_view, [(shopper,) for shopper in shoppers])
+        return {s: features.shopper_row(s, values) for s, values in zip(shoppers, rows, strict=True) if values is not None}
 
-    def write_shoppers(self, rows: Iterable[ShopperRow]) -> None:
-        self._write("shopper_features", [(_key(shopper=row.shopper), _shopper_values(row), row.time_ms) for row in rows])
+    def write_shoppers(self, rows: Iterable[ShopperRow], features: FeatureSet) -> Written:
+        """Write the rows that are further along the log than those stored; the others are left as they are."""
+        view, values = _view(features.shopper_view), features.shopper_values
+        return self._write(
+            view, (Row(entity_key(view, r.shopper), r.partition, r.offset, r.time_ms, encode_values(view, values(r))) for r in rows)
+        )
 
-    def read_items(self, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], ItemRow]:
+    def read_items(self, keys: Sequence[tuple[str, int]], features: FeatureSet) -> dict[tuple[str, int], ItemRow]:
         """Rows by (item, source partition); absent when that partition never contributed."""
-        columns: dict[str, list[Any]] = {
-            "item": [item for item, _ in keys],
-            "source_partition": [partition for _, partition in keys],
-        }
-        rows = self._read("item_features", columns)
-        return {key: _item_row(*key, values) for key, values in zip(keys, rows, strict=True) if values}
+        rows = self._read(features.item_view, keys)
+        return {key: features.item_row(*key, values) for key, values in zip(keys, rows, strict=True) if values is not None}
 
-    def write_items(self, rows: Iterable[ItemRow]) -> None:
-        self._write(
-            "item_features",
-            [(_key(item=row.item, source_partition=row.partition), _item_values(row), row.time_ms) for row in rows],
+    def write_items(self, rows: Iterable[ItemRow], features: FeatureSet) -> Written:
+        view, values = _view(features.item_view), features.item_values
+        return self._write(
+            view,
+            (
+                Row(entity_key(view, r.item, r.partition), r.partition, r.offset, r.time_ms, encode_values(view, values(r)))
+                for r in rows
+            ),
         )
 
     def read_catalog(self, items: Sequence[str]) -> dict[str, CatalogItem]:
-        rows = self._read("item_catalog", {"item": list(items)})
-        return {item: _catalog_item(item, values) for item, values in zip(items, rows, strict=True) if values}
+        view = definitions.CATALOG_VIEW
+        names = [name for name, *_ in view.fields]
+        rows = self._read(view, [(item,) for item in items])
+        return {
+            item: CatalogItem(item_id=item, **dict(zip(names, values, strict=True)))
+            for item, values in zip(items, rows, strict=True)
+            if values is not None
+        }
 
-    def write_catalog(self, items: Iterable[CatalogItem]) -> None:
-        self._write("item_catalog", [(_key(item=i.item_id), _catalog_values(i), i.time_ms) for i in items])
-
-    def _read(self, service: str, entities: dict[str, list[Any]]) -> list[Values]:
-        if not next(iter(entities.values())):
-            return []
-        features = self._answering(
-            lambda: self._feast.get_online_features(self._objects[f"service:{service}"], entity_rows=entities)
+    def write_catalog(self, items: Iterable[CatalogItem]) -> Written:
+        """Write catalog records; a later call wins."""
+        view = _view(definitions.CATALOG_VIEW)
+        names = [name for name, *_ in definitions.CATALOG_VIEW.fields]
+        return self._write(
+            view,
+            (
+                Row(entity_key(view, i.item_id), 0, -1, i.time_ms, encode_values(view, [getattr(i, name) for name in names]))
+                for i in items
+            ),
         )
-        response = features.proto
-        rows: list[Values] = [{} for _ in next(iter(entities.values()))]
-        for name, result in zip(response.metadata.feature_names.val, response.results, strict=True):
-            if name in entities:
-                continue
-            for row, value in zip(rows, result.values, strict=True):
-                if value.WhichOneof("val"):
-                    row[name] = value
-        return rows
 
-    def _write(self, name: str, rows: list[tuple[EntityKey, Values, int]]) -> None:
-        if not rows:
-            return
-        view: FeatureView = self._objects[name]
-        data = [(key, values, datetime.fromtimestamp(ms / 1000, UTC), None) for key, values, ms in rows]
-        self._answering(lambda: self._feast._get_provider().online_write_batch(self._config, view, data, None))
+    def folded(self, version: str) -> dict[int, int]:
+        """Partition → offset up to which, inclusive, the store holds everything; -1 where nothing."""
+        return self._online.folded(self._config, self._partitions, version)
 
-    def _answering(self, call: Callable[[], Any]) -> Any:
+    def advance(self, version: str, offsets: Mapping[int, tuple[int, int]]) -> None:
+        """Note that rows are folded further: partition → (held before, held now).
+
+        Raises:
+            StoreBehindError: the store holds less than it did.
+        """
+        self._online.advance(self._config, version, offsets)
+
+    def _read(self, spec: ViewSpec, keys: Sequence[tuple[Any, ...]]) -> list[list[Any] | None]:
+        view = _view(spec)
+        raw = self._online.read_rows(self._config, view, [entity_key(view, *key) for key in keys])
+        return [None if values is None else decode_values(view, values) for values in raw]
+
+    def _write(self, view: View, rows: Iterator[Row]) -> Written:
+        return self._online.write_rows(self._config, view, rows)
+
+    def _service(self, spec: ViewSpec) -> Any:
         try:
-            return call()
+            return self._feast.get_feature_service(spec.name, allow_cache=True)
         except FeastObjectNotFoundException as error:
-            raise UnavailableError("the feature definitions are not registered yet: the agents do this when they start") from error
+            self._feast.refresh_registry()
+            raise UnavailableError(
+                f"the feature view {spec.name} is not registered yet: the agents do this when they start"
+            ) from error
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
         except (RedisError, OSError) as error:
-            raise UnavailableError(f"the online store at {self._address} does not answer: {error}") from error
+            raise store_error(error, self._address) from error
 
 
-def _config(registry: Path, connection: str) -> RepoConfig:
-    return RepoConfig(
-        project="liveshelf",
-        provider="local",
-        registry={"path": str(registry), "cache_ttl_seconds": 0},  # 0: never expires; definitions only change with the code
-        online_store={"type": "redis", "connection_string": connection, "skip_dedup": True, "full_scan_for_deletion": False},
-        offline_store={"type": "file"},
-        entity_key_serialization_version=3,
-    )
-
-
-def _key(**parts: str | int) -> EntityKey:
-    names = sorted(parts)  # Feast's order inside a key
-    values = [Value(int64_val=v) if isinstance(v := parts[n], int) else Value(string_val=v) for n in names]
-    return EntityKey(join_keys=names, entity_values=values)
-
-
-def _strings(values: Iterable[str]) -> Value:
-    return Value(string_list_val=StringList(val=values))
-
-
-def _weights(name: str, weights: dict[str, float]) -> Values:
-    return {
-        f"{name}_keys": _strings(weights),
-        f"{name}_values": Value(double_list_val=DoubleList(val=weights.values())),
-    }
-
-
-def _read_weights(name: str, values: Values) -> dict[str, float]:
-    return dict(zip(values[f"{name}_keys"].string_list_val.val, values[f"{name}_values"].double_list_val.val, strict=True))
-
-
-def _shopper_values(row: ShopperRow) -> Values:
-    return {
-        "partition": Value(int64_val=row.partition),
-        "offset": Value(int64_val=row.offset),
-        "time_ms": Value(int64_val=row.time_ms),
-        "recent_items": _strings(row.recent_items),
-        "recent_events": _strings(row.recent_events),
-        "recent_times_ms": Value(int64_list_val=Int64List(val=row.recent_times_ms)),
-        **_weights("counts", row.counts),
-        **_weights("category_affinity", row.category_affinity),
-        **_weights("brand_affinity", row.brand_affinity),
-        "event_ids": _strings(row.event_ids),
-    }
-
-
-def _shopper_row(shopper: str, values: Values) -> ShopperRow:
-    return ShopperRow(
-        shopper=shopper,
-        partition=values["partition"].int64_val,
-        offset=values["offset"].int64_val,
-        time_ms=values["time_ms"].int64_val,
-        recent_items=list(values["recent_items"].string_list_val.val),
-        recent_events=list(values["recent_events"].string_list_val.val),
-        recent_times_ms=list(values["recent_times_ms"].int64_list_val.val),
-        counts=_read_weights("counts", values),
-        category_affinity=_read_weights("category_affinity", values),
-        brand_affinity=_read_weights("brand_affinity", values),
-        event_ids=list(values["event_ids"].string_list_val.val),
-    )
-
-
-def _item_values(row: ItemRow) -> Values:
-    return {
-        "offset": Value(int64_val=row.offset),
-        "time_ms": Value(int64_val=row.time_ms),
-        **_weights("counts", row.counts),
-        **_weights("neighbours", row.neighbours),
-    }
-
-
-def _item_row(item: str, partition: int, values: Values) -> ItemRow:
-    return ItemRow(
-        item=item,
-        partition=partition,
-        offset=values["offset"].int64_val,
-        time_ms=values["time_ms"].int64_val,
-        counts=_read_weights("counts", values),
-        neighbours=_read_weights("neighbours", values),
-    )
-
-
-def _catalog_values(item: CatalogItem) -> Values:
-    return {
-        "item_name": Value(string_val=item.item_name),
-        "item_category": Value(string_val=item.item_category),
-        "item_brand": Value(string_val=item.item_brand),
-        "price": Value(double_val=item.price),
-        "available": Value(bool_val=item.available),
-        "time_ms": Value(int64_val=item.time_ms),
-    }
-
-
-def _catalog_item(item: str, values: Values) -> CatalogItem:
-    return CatalogItem(
-        item_id=item,
-        item_name=values["item_name"].string_val,
-        item_category=values["item_category"].string_val,
-        item_brand=values["item_brand"].string_val,
-        price=values["price"].double_val,
-        available=values["available"].bool_val,
-        time_ms=values["time_ms"].int64_val,
-    )
+@lru_cache(64)
+def _view(spec: ViewSpec) -> View:
+    return View(spec.name, spec.keys, tuple((name, kind) for name, kind, _ in spec.fields))

@@ -3,7 +3,8 @@
     body ─▶ intake (validate, pseudonymise) ─▶ producer ─▶ clickstream | catalog | clickstream-rejected ─▶ 202 or 400
 
 202 means that Kafka has acknowledged every accepted record. On 429 and 503 nothing is claimed: send the same body again; events
-carry ids (or get ids derived from the body, if they carry a time), so what reached Kafka the first time folds once.
+carry ids (or get ids derived from the body, if they carry a time), so what reached Kafka the first time folds once, for 24 hours.
+An event with neither id nor time cannot be recognised.
 """
 
 import asyncio

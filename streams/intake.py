@@ -6,9 +6,10 @@ bytes that are no JSON are kept as they came, but for what is recognisably an id
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from hashlib import blake2b
 from secrets import token_hex
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -37,6 +38,7 @@ REASONS = (
     "unknown_event_name",
     "out_of_range",
     "in_the_future",
+    "too_old",
     "too_long",
     "too_short",
     "too_many_items",
@@ -54,6 +56,20 @@ NO_VALUE = Event(event_id="", event_name="refund", shopper="", time_ms=0).value
 """The defaults themselves: msgspec leaves a float out of the JSON only when it is that very object."""
 
 VALUE_CHARS_MAX = 200  # of an offending value, in an answer
+
+
+class Times(NamedTuple):
+    """What one request's records may say of when they happened, ms since 1970 UTC."""
+
+    now_ms: int
+    oldest_ms: int
+    latest_ms: int
+
+    @classmethod
+    def at(cls, now_ms: int, settings: Settings) -> Self:
+        """Settings decide how far around `now_ms`; without a limit on age, whatever `streams.wire` lets pass is young enough."""
+        oldest_ms = now_ms - settings.event_age_max_h * 3_600_000 if settings.event_age_max_h else 0
+        return cls(now_ms, oldest_ms, now_ms + settings.event_future_tolerance_s * 1000)
 
 
 class TooManyError(Exception):
@@ -108,6 +124,7 @@ def read_events(body: bytes, now_ms: int, settings: Settings, pseudonyms: Pseudo
         TooManyError: more than settings.events_per_request_max.
     """
     defaults = _NO_DEFAULTS
+    times = Times.at(now_ms, settings)
 
     def split() -> list[bytes | msgspec.Raw]:
         nonlocal defaults
@@ -119,7 +136,7 @@ def read_events(body: bytes, now_ms: int, settings: Settings, pseudonyms: Pseudo
         return [body]
 
     def read(raw: bytes | msgspec.Raw, index: int) -> Event:
-        return _event(raw, index, defaults, now_ms, settings.event_future_tolerance_s, pseudonyms)
+        return _event(raw, index, defaults, times, pseudonyms)
 
     return _read(body, split, read, "event", now_ms, settings.events_per_request_max, pseudonyms)
 
@@ -138,8 +155,10 @@ def read_catalog(body: bytes, now_ms: int, settings: Settings, pseudonyms: Pseud
             return list(_checked(_catalog_envelope, body).items)
         return [body]
 
+    times = Times.at(now_ms, settings)
+
     def read(raw: bytes | msgspec.Raw, index: int) -> CatalogItem:
-        return _catalog_item(_checked(_catalog_items, raw), now_ms)
+        return _catalog_item(_checked(_catalog_items, raw), times)
 
     return _read(body, split, read, "catalog item", now_ms, settings.events_per_request_max, pseudonyms)
 
@@ -184,9 +203,7 @@ def _read(
     return intake
 
 
-def _event(
-    raw: bytes | msgspec.Raw, index: int, defaults: Envelope, now_ms: int, future_tolerance_s: int, pseudonyms: Pseudonyms
-) -> Event:
+def _event(raw: bytes | msgspec.Raw, index: int, defaults: Envelope, times: Times, pseudonyms: Pseudonyms) -> Event:
     """Validate one event.
 
     Raises:
@@ -199,18 +216,16 @@ def _event(
     if name is None:
         raise RefusalError("missing_field", "name", None, "one of " + ", ".join(EVENT_NAMES))
     session_id = _id(sources, "session_id")
-    shopper = pseudonyms.shopper(_id(sources, "user_id"), _id(sources, "client_id"), session_id)
-    if not shopper:
-        raise RefusalError("missing_field", "client_id", None, "at least one of user_id, client_id, session_id")
-    items = _first(own, "items")
+    shopper, link_to = _who(name, _id(sources, "user_id"), _id(sources, "client_id"), session_id, pseudonyms)
+    items = () if name == "login" else _first(own, "items")
     if not items and name in ITEM_EVENTS:
         raise RefusalError("missing_field", "items", items, f"1 to {ITEMS_MAX} items: {name} says nothing without one")
     micros = _first(sources, "timestamp_micros")
-    time_ms = now_ms if micros is None else micros // 1000
-    if time_ms > now_ms + future_tolerance_s * 1000:
-        raise RefusalError(
-            "in_the_future", "timestamp_micros", micros, f"microseconds since 1970, at most {future_tolerance_s} s from now"
-        )
+    time_ms = times.now_ms if micros is None else micros // 1000
+    if time_ms > times.latest_ms:
+        raise RefusalError("in_the_future", "timestamp_micros", micros, f"microseconds since 1970, {_until(times)}")
+    if time_ms < times.oldest_ms:
+        raise RefusalError("too_old", "timestamp_micros", micros, f"microseconds since 1970, {_since(times)}")
     event_id = _first(own, "event_id")
     if event_id is None:
         event_id = token_hex(16) if micros is None else _derived_id(raw, index, shopper, micros)
@@ -226,7 +241,39 @@ def _event(
         search_term=_first(own, "search_term") or "",
         currency=_first(own, "currency") or "",
         value=_first(own, "value") or NO_VALUE,
+        link_to=link_to,
     )
+
+
+def _who(name: str, user_id: str, client_id: str, session_id: str, pseudonyms: Pseudonyms) -> tuple[str, str]:
+    """Pseudonyms of the shopper an event is of and, for a login alone, of the person that shopper turned out to be.
+
+    A login is the browser's event, not the person's: its key puts it into the partition where the anonymous row is folded, after
+    everything that the browser sent before.
+
+    Raises:
+        RefusalError: nobody is named, or a login names only one of the two.
+    """
+    if name == "login":
+        if not client_id:
+            raise RefusalError("missing_field", "client_id", None, "the browser's id: a login links client_id with user_id")
+        if not user_id:
+            raise RefusalError("missing_field", "user_id", None, "the person's id: a login links client_id with user_id")
+        return pseudonyms.shopper("", client_id, ""), pseudonyms.shopper(user_id, "", "")
+    shopper = pseudonyms.shopper(user_id, client_id, session_id)
+    if not shopper:
+        raise RefusalError("missing_field", "client_id", None, "at least one of user_id, client_id, session_id")
+    return shopper, ""
+
+
+def _until(times: Times) -> str:
+    return f"at most {(times.latest_ms - times.now_ms) // 1000} s from now"
+
+
+def _since(times: Times) -> str:
+    """The oldest time that is accepted, as it is sent and readable."""
+    oldest = datetime.fromtimestamp(times.oldest_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"at least {times.oldest_ms * 1000} ({oldest}): event_age_max_h is {(times.now_ms - times.oldest_ms) // 3_600_000}"
 
 
 def _derived_id(raw: bytes | msgspec.Raw, index: int, shopper: str, micros: int) -> str:
@@ -246,7 +293,14 @@ def _item(wire: WireItem) -> EventItem:
     )
 
 
-def _catalog_item(wire: WireCatalogItem, now_ms: int) -> CatalogItem:
+def _catalog_item(wire: WireCatalogItem, times: Times) -> CatalogItem:
+    """Validate one catalog item. It may be as old as it likes: the newest record of an item stands for ever.
+
+    Raises:
+        RefusalError: it is of the future, and would outlast every update until then.
+    """
+    if wire.time_ms is not None and wire.time_ms > times.latest_ms:
+        raise RefusalError("in_the_future", "time_ms", wire.time_ms, f"milliseconds since 1970, {_until(times)}")
     return CatalogItem(
         item_id=str(wire.item_id),
         item_name=wire.item_name or "",
@@ -255,7 +309,7 @@ def _catalog_item(wire: WireCatalogItem, now_ms: int) -> CatalogItem:
         price=wire.price or NO_PRICE,
         available=wire.available is not False,
         embedding=tuple(wire.embedding or ()),
-        time_ms=now_ms if wire.time_ms is None else wire.time_ms,
+        time_ms=times.now_ms if wire.time_ms is None else wire.time_ms,
     )
 
 

@@ -37,6 +37,8 @@ class Closed(Generic[Token]):
 
     examples: list[Example]
     tokens: list[Token]
+    sources: list[list[str]]
+    """Candidate sources of each example's items."""
 
 
 class Join(Generic[Token]):
@@ -76,10 +78,12 @@ class Join(Generic[Token]):
         over_ms = read_ms - self._window_ms - GRACE_MS
         examples: list[Example] = []
         tokens: list[Token] = []
+        sources: list[list[str]] = []
         while self._impressions and self._impressions[0][0] < over_ms:
             appended_ms, impression, token = self._impressions.popleft()
             examples.append(self._example(impression, appended_ms))
             tokens.append(token)
+            sources.append(impression.sources)
             self._shoppers[impression.shopper].impressions.remove(impression)
             self._tidy(impression.shopper)
         # An impression still open was appended at or after over_ms; an event appended a window before that precedes it.
@@ -89,7 +93,7 @@ class Join(Generic[Token]):
             if event.event_name in LABEL_EVENTS:
                 self._shoppers[event.shopper].events.pop(0)
                 self._tidy(event.shopper)
-        return Closed(examples, tokens)
+        return Closed(examples, tokens, sources)
 
     def _example(self, impression: Impression, appended_ms: int) -> Example:
         shopper = self._shoppers[impression.shopper]

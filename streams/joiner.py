@@ -20,7 +20,7 @@ from streams.faust_app import create_app, run_worker
 from streams.health import serve_health
 from streams.join import Join
 from streams.logs import configure_logs
-from streams.records import Impression, decode, encode
+from streams.records import Example, Impression, decode, encode
 from streams.topics import CLICKSTREAM, IMPRESSIONS, TRAINING_EXAMPLES
 
 log = structlog.get_logger()
@@ -28,6 +28,9 @@ log = structlog.get_logger()
 CLOSE_EVERY_S = 0.25
 EXAMPLES = Counter(
     "liveshelf_joiner_examples_total", "Examples produced, by whether anything on the shelf was clicked", ["clicked"]
+)
+FEEDBACK = Counter(
+    "liveshelf_joiner_feedback_total", "Items of examples by candidate source and what came of them", ["source", "feedback"]
 )
 UNDECODABLE = Counter(
     "liveshelf_joiner_undecodable_total", "Records passed over (the feature agents put them into clickstream-rejected)"
@@ -125,13 +128,23 @@ def create(settings: Settings) -> faust.App:
         closed = join.close()
         sent = [await examples.send(key=e.shopper.encode(), value=encode(e), partition=partition) for e in closed.examples]
         await asyncio.gather(*sent)
-        for example in closed.examples:
+        for example, sources in zip(closed.examples, closed.sources, strict=True):
             EXAMPLES.labels("yes" if any(example.clicked) else "no").inc()
+            _count_feedback(example, sources)
         for event in closed.tokens:
             event.ack()
         OPEN.labels(partition).set(len(join))
 
     return app
+
+
+def _count_feedback(example: Example, sources: list[str]) -> None:
+    """Shown, clicked, carted and purchased items of each candidate source: what the source is worth."""
+    for at, source in enumerate(sources):
+        FEEDBACK.labels(source, "shown").inc()
+        for feedback in ("clicked", "carted", "purchased"):
+            if getattr(example, feedback)[at]:
+                FEEDBACK.labels(source, feedback).inc()
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def document(settings: Settings) -> dict[str, Any]:
         "info": {
             "title": "Liveshelf collector",
             "version": _version(),
-            "description": "Takes a shop's clickstream events and catalog. Ids of people are replaced by keyed pseudonyms on arrival.",
+            "description": _about(settings),
         },
         "paths": {
             "/v1/events": {"post": _post("Send events", "sendEvents", "WireEvent", "Envelope", settings)},
@@ -36,6 +36,16 @@ def document(settings: Settings) -> dict[str, Any]:
         },
         "components": {"schemas": schemas},
     }
+
+
+def _about(settings: Settings) -> str:
+    age = f"more than {settings.event_age_max_h} hours ago (`too_old`) or " if settings.event_age_max_h else ""
+    return (
+        "Takes a shop's clickstream events and catalog. Ids of people are replaced by keyed pseudonyms on arrival. "
+        "Give each event an `event_id`: re-sent within 24 hours, by a browser or after a 429 or 503, it counts once. "
+        f"Events that happened {age}more than {settings.event_future_tolerance_s} s from now (`in_the_future`) are refused; others may "
+        "come late and in any order. A `login` event links an anonymous browser (`client_id`) with the person (`user_id`)."
+    )
 
 
 def _post(summary: str, operation: str, one: str, many: str, settings: Settings) -> dict[str, Any]:

@@ -43,10 +43,19 @@ def topics(settings: Settings) -> list[Topic]:
         Topic(CATALOG, 1, compacted),
         Topic(IMPRESSIONS, n, kept | {"retention.ms": str(30 * DAY_MS)}),
         Topic(TRAINING_EXAMPLES, n, kept | {"retention.ms": str(30 * DAY_MS)}),
-        # Record key: item. Partition: the clickstream partition that the row's contributions come from.
+        # Record key: feature version and item. Partition: the clickstream partition that the row's contributions come from.
         Topic(ITEM_UPDATES, n, compacted),
         Topic(MODEL_RELEASES, 1, {"retention.ms": "-1"}),
     ]
+
+
+def item_update_key(version: str, item: str) -> str:
+    """The key in `item-updates`: versions stand side by side, so that compaction keeps the latest row of each."""
+    return f"{version}/{item}"
+
+
+def item_update_version(key: bytes) -> str:
+    return key.partition(b"/")[0].decode(errors="replace")
 
 
 def kafka_config(settings: Settings) -> dict[str, Any]:

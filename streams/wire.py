@@ -30,6 +30,23 @@ Text = Annotated[str, Meta(max_length=ITEM_TEXT_CHARS_MAX)] | None
 Amount = Annotated[float, Meta(ge=0)] | None  # JSON has no NaN or infinity, and msgspec refuses 1e999
 Micros = Annotated[int, Meta(ge=TIME_MIN_US, le=2**62)] | None
 
+# With descriptions of their own, for readers of the OpenAPI document.
+EventId = Annotated[
+    Annotated[str, Meta(min_length=1, max_length=EVENT_ID_CHARS_MAX)] | None,
+    Meta(
+        description="Yours to choose, different for every event of a shopper (a UUID). Sent again with the same id within 24 hours, an "
+        "event counts once. Without one, the same request sent again is recognised by its bytes if the event has a timestamp_micros; "
+        "an event with neither counts as often as it comes."
+    ),
+]
+EventTime = Annotated[
+    Micros,
+    Meta(
+        description="When it happened, in microseconds since 1970 UTC; by default the time of receipt. Late events and those out of "
+        "order are taken, if not older or further in the future than the collector's settings say."
+    ),
+]
+
 
 class WireItem(msgspec.Struct):
     """One entry of `items[]`. null means: not given."""
@@ -50,10 +67,8 @@ class Params(msgspec.Struct):
     user_id: Id = None
     client_id: Id = None
     session_id: Id = None
-    event_id: Annotated[str, Meta(min_length=1, max_length=EVENT_ID_CHARS_MAX)] | None = None
-    """Yours to choose. An event that comes again with the same id counts once."""
-    timestamp_micros: Micros = None
-    """When it happened, in microseconds since 1970 UTC; by default the time of receipt."""
+    event_id: EventId = None
+    timestamp_micros: EventTime = None
     items: Annotated[list[WireItem], Meta(max_length=ITEMS_MAX)] | None = None
     request_id: Annotated[str, Meta(max_length=ID_CHARS_MAX)] | None = None
     """The recommendation that led here."""
@@ -64,7 +79,11 @@ class Params(msgspec.Struct):
 
 
 class WireEvent(Params):
-    """One event. At least one of user_id, client_id and session_id names the shopper: the first that is set, in this order."""
+    """One event. At least one of user_id, client_id and session_id names the shopper: the first that is set, in this order.
+
+    But for `login`, which needs client_id and user_id: from then on what the browser did before belongs to the person too. Send it when
+    a person signs in, and the person's user_id with every event until they sign out; it needs no items.
+    """
 
     name: EventName | None = None
     event_name: EventName | None = None
@@ -79,7 +98,7 @@ class Envelope(msgspec.Struct):
     user_id: Id = None
     client_id: Id = None
     session_id: Id = None
-    timestamp_micros: Micros = None
+    timestamp_micros: EventTime = None
 
 
 class WireCatalogItem(msgspec.Struct):
