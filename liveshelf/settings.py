@@ -8,6 +8,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -51,9 +52,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     agents_metrics_port: int = 18081
     joiner_metrics_port: int = 18083
     scoring_metrics_port: int = 18091
+    scoring_http_port: int = 18092
+    """The scoring API as JSON over HTTP."""
     trainer_port: int = 18082
     """HTTP of the trainer: health, metrics, and a step on demand."""
     model_server_metrics_port: int = 18501
+
+    # features
+    features_file: str = ""
+    """The shop's feature declarations (YAML); empty: those that Liveshelf ships. See `liveshelf features --help`."""
 
     # the log
     partitions: int = 4
@@ -65,12 +72,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     events_per_request_max: int = 500
     events_inflight_max: int = 10_000
     event_future_tolerance_s: int = 3600
+    """Events and catalog records whose own time is later than this from now are refused: a browser's clock that is wrong."""
+    event_age_max_h: Annotated[int, msgspec.Meta(ge=0)] = 24 * 90
+    """Events that happened longer ago are refused; by default as long as the log keeps them. 0: no limit, for archives."""
 
     # serving
     recommend_deadline_ms: int = 200
     """Used when the caller sets none; a caller's shorter deadline wins."""
+    scoring_concurrency_max: Annotated[int, msgspec.Meta(ge=1)] = 64
+    """Requests that one scorer works on at once; more are refused at once (RESOURCE_EXHAUSTED). At 400 requests/s, 64 are 160 ms of work:
+    what is admitted still meets a deadline of 200 ms."""
+    scoring_token: str = ""
+    """When set, callers of the scoring API send it (`authorization: Bearer …`); health and reflection need none."""
+    scoring_tls_cert: str = ""
+    """PEM file of the scoring API's certificate chain; with `scoring_tls_key` the API is served over TLS, gRPC and HTTP alike."""
+    scoring_tls_key: str = ""
+    scoring_tls_client_ca: str = ""
+    """PEM file: when set, callers need a certificate signed by this authority."""
+    scoring_tls_ca: str = ""
+    """PEM file: whom our own callers of the scoring API trust (`liveshelf recommend`); when set they use TLS."""
     store_timeout_ms: int = 50
     model_timeout_ms: int = 100
+    rules_file: str = ""
+    """The shop's pins, boosts and exclusions (YAML), read again whenever it changes; empty: none. See serving/rules.py."""
+    diversity: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    """How much variety of category and brand a shelf trades for relevance; 0: none, 1: an item's like must be far better to stand beside it."""
+    explore_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
+    """How often each position of a shelf's last fifth shows something else than the best, new items above all; 0: never."""
+    price_weight: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    """How much an item's price counts in the value of a cart or purchase; 0: not at all, 1: in proportion."""
+    freshness_probe_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """How often a synthetic shopper measures the time from an event to the shelf that it changes; 0: never."""
 
     # learning
     model_name: str = "shelf"

@@ -1,30 +1,45 @@
 """FEATURE → SCORE → IMPRESSION: the whole request, in one place.
 
 hydrate → find candidates → filter → score → select → log. When a part is down or late the stage goes on without it and the shelf says
-so (`degraded`); the last resort, what is popular, needs nothing but this process's memory.
+so (`degraded`). The chain: full → model without retrieval → heuristics with the last good scores → popular by category → the list on disk.
+
+C candidates; items are row numbers of the side's catalog from the edge inwards.
 """
 
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 from prometheus_client import Counter, Histogram
 
-from features.encoder import CANDIDATE_FEATURES, encode_candidates
-from features.fold import RECENT_MAX
-from features.items import ItemTable
-from features.rows import FeaturesAsServed, ItemColumns, ShopperRow
+from features.catalog import Catalog, Rows
+from features.encoder import Inputs, look_at
+from features.events import EVENT_INDEX
+from features.items import COVISIT_RECENT
+from features.rows import CandidateColumns, ShopperRow
 from features.store import FeatureRows
-from liveshelf.errors import LiveshelfError, UnavailableError
-from serving.candidates import CandidateSource, Visit
-from serving.live_model import ModelFollower
-from serving.model_client import ModelNotFoundError, ModelUnavailableError
-from serving.query import Query, Scored, Shelf
+from liveshelf.errors import LiveshelfError, NotFoundError
+from serving.breakers import Breaker, PartUnavailableError
+from serving.candidates import NOTHING, CandidateSource, Visit
+from serving.diversify import Kinds, diversify
+from serving.explore import explore
+from serving.fallback import LastGood, Side, StaticShelves
+from serving.live_model import OBJECTIVE_WEIGHTS, LiveModel, ModelFollower
+from serving.model_client import ModelNotFoundError
+from serving.query import ANYTHING, Filters, Query, Scored, Shelf
+from serving.rules import NO_RULES, Rules
 from streams.records import Impression
+
+__all__ = ["Policy", "ShelfMaker", "Side"]
 
 log = structlog.get_logger()
 
@@ -34,148 +49,371 @@ STAGE_SECONDS = Histogram(
     ["stage"],
     buckets=(0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256),
 )
+SOURCE_SECONDS = Histogram(
+    "liveshelf_scoring_source_seconds",
+    "Time of a candidate source",
+    ["source"],
+    buckets=(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128),
+)
+CANDIDATES = Counter(
+    "liveshelf_scoring_candidates_total", "Candidates found by source, before those found earlier are taken off", ["source"]
+)
+SOURCE_FAILED = Counter(
+    "liveshelf_scoring_source_failed_total", "Times that a source was missing from a request", ["source", "reason"]
+)
 SHELVES = Counter("liveshelf_scoring_shelves_total", "Shelves answered, by why they were degraded (empty: not)", ["degraded"])
 SHOWN = Counter("liveshelf_scoring_shown_total", "Items shown by candidate source", ["source"])
+EXPLORED = Counter("liveshelf_scoring_explored_total", "Items shown in place of the greedy one")
 
 STORE_THREADS = 8  # Feast's read is synchronous; more readers than this only wait for each other
 DEADLINE_MARGIN_S = 0.01  # kept back of the deadline for the last resort and the answer's way home
+STORE_SHARE, RETRIEVAL_SHARE = (
+    0.3,
+    0.4,
+)  # of what is left of the deadline when the stage begins: the rest is for the stages after it
 
-# Order of a shelf without a model: neighbours first, then what fits the shopper's taste, then what is popular.
-_HEURISTIC = {"log_covisit": 1.0, "category_match": 0.5, "brand_match": 0.25, "log_view_item": 0.1, "log_purchase": 0.2}
-_HEURISTIC_WEIGHTS = np.array([_HEURISTIC.get(name, 0.0) for name in CANDIDATE_FEATURES], dtype=np.float32)
+PURCHASE = EVENT_INDEX["purchase"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How scored candidates become a shelf; see `liveshelf.settings` for each."""
+
+    diversity: float = 0.0
+    explore_share: float = 0.0
+    price_weight: float = 0.0
+
+
+class Found(NamedTuple):
+    """Candidates in order of precedence."""
+
+    items: list[str]
+    rows: Rows
+    """[C] UNKNOWN for a caller's candidate that nobody heard of."""
+    source: npt.NDArray[np.int8]
+    """[C] place in `names`."""
+    names: list[str]
+
+    def kept(self, keep: npt.NDArray[np.bool_]) -> "Found":
+        at = np.flatnonzero(keep)
+        return Found([self.items[i] for i in at.tolist()], self.rows[at], self.source[at], self.names)
+
+
+class Scores(NamedTuple):
+    """[C] what the shelf is ordered by, and [C, 3] the model's probabilities; version 0 when no model scored."""
+
+    scores: npt.NDArray[np.float32]
+    chances: npt.NDArray[np.float32]
+    version: int
+    unscored: str
+
+
+class Made(NamedTuple):
+    """A shelf, and what its impression is made of."""
+
+    shelf: Shelf
+    side: Side
+    shopper: ShopperRow
+    inputs: Inputs
+    columns: CandidateColumns
+    places: list[int]
+    """Of the shelf's items among the candidates."""
+    led_by: dict[str, list[int]]
+
+
+@dataclass
+class Clock:
+    """What is left of a request's time, and where it went."""
+
+    until_s: float
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    def left_s(self) -> float:
+        return self.until_s - time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            took = time.perf_counter() - began
+            self.timings_ms[name] = 1000 * took
+            STAGE_SECONDS.labels(name).observe(took)
 
 
 class ShelfMaker:
-    """Answers queries. `log_impression` must not block: it is called after the answer is made."""
+    """Answers queries. `log_impression` must not block: it is called after the answer is made.
+
+    `side` gives what a feature version needs ("" for the newest), None when it is not known. `rules` gives the business rules in force,
+    `items_state` what is wrong with the item memory (a degraded reason; empty: nothing), `static` is the last resort of all.
+    """
 
     def __init__(
         self,
         rows: FeatureRows,
-        items: ItemTable,
+        side: Callable[[str], Side | None],
         models: ModelFollower,
         sources: Sequence[CandidateSource],
         log_impression: Callable[[Impression], None],
         store_timeout_s: float,
         clock_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        *,
+        model_timeout_s: float = 0.1,
+        policy: Policy = Policy(),
+        rules: Callable[[], Rules] = lambda: NO_RULES,
+        items_state: Callable[[], str] = lambda: "",
+        static: StaticShelves | None = None,
     ) -> None:
-        self._rows, self._items, self._models, self._sources = rows, items, models, sources
-        self._log_impression, self._store_timeout_s, self._clock_ms = log_impression, store_timeout_s, clock_ms
+        self._rows, self._side, self._models, self._sources = rows, side, models, sources
+        self._log_impression, self._clock_ms = log_impression, clock_ms
+        self._policy, self._rules, self._items_state, self._static = policy, rules, items_state, static
         self._threads = ThreadPoolExecutor(STORE_THREADS, "store")
+        self._last_good = LastGood()
+        self._store = Breaker("store", "store_late", store_timeout_s)
+        self._rank = Breaker("rank", "model_server_timeout", model_timeout_s)
+        self._asked = {s.name: Breaker(s.name, f"{s.name}_late", s.timeout_s) for s in sources if s.timeout_s}
 
-    async def shelf(self, query: Query, deadline_s: float) -> Shelf:
-        """The shelf for `query`, within `deadline_s`, whatever is down."""
+    def side(self) -> tuple[Side, LiveModel | None]:
+        """What this request is answered with from beginning to end: one model version and its features."""
+        model = self._models.live
+        side = self._side(model.feature_version if model else "")
+        if side is None:
+            model, side = None, self._side("")
+        assert side is not None, "the newest feature version is always known"
+        return side, model
+
+    async def shelf(self, query: Query, deadline_s: float, logged: bool = True) -> Shelf:
+        """The shelf for `query`, within `deadline_s`, whatever is down. Cancelled, it stops what it asked of others.
+
+        `logged` False: nothing is counted or logged of it, no impression either.
+        """
+        began = time.perf_counter()
+        budget_s = max(deadline_s - DEADLINE_MARGIN_S, 0.0)
+        clock = Clock(began + budget_s)
         time_ms = self._clock_ms()
+        side, model = self.side()
         try:
-            async with asyncio.timeout(max(deadline_s - DEADLINE_MARGIN_S, 0.0)):
-                shelf, served = await self._full(query, time_ms)
+            async with asyncio.timeout(budget_s):
+                made = await self._full(query, time_ms, side, model, clock)
         except TimeoutError:
-            shelf, served = self._last_resort(query, time_ms, "deadline")
+            made = self._last_resort(query, time_ms, side, "deadline")
         except Exception:
             log.exception("shelf failed, answering what is popular", placement=query.placement)
-            shelf, served = self._last_resort(query, time_ms, "internal_error")
-        SHELVES.labels(shelf.degraded).inc()
-        for scored in shelf.items:
-            SHOWN.labels(scored.source).inc()
-        asyncio.get_running_loop().call_soon(self._log, query, time_ms, shelf, served)
+            made = self._last_resort(query, time_ms, side, "internal_error")
+        shelf = made.shelf
+        clock.timings_ms["total"] = 1000 * (time.perf_counter() - began)
+        shelf.timings_ms = clock.timings_ms
+        if logged:
+            asyncio.get_running_loop().call_soon(self._after, query, time_ms, made)
         return shelf
 
-    async def _full(self, query: Query, time_ms: int) -> tuple[Shelf, FeaturesAsServed]:
-        with STAGE_SECONDS.labels("hydrate").time():
-            shopper, degraded = await self._hydrate(query, time_ms)
-        visit = Visit(shopper, time_ms, self._items, self._models.live)
-        with STAGE_SECONDS.labels("candidates").time():
-            found, missing = await self._find(query, visit)
-        with STAGE_SECONDS.labels("filter").time():
-            kept = self._filter(query, shopper, found)
-            served = FeaturesAsServed(time_ms, shopper, self._items.columns(list(kept), shopper, time_ms))
-        with STAGE_SECONDS.labels("score").time():
-            scored, version, unscored = await self._score(served, list(kept.values()), visit)
-        # Sorting is stable: equal scores keep the order in which their sources were asked.
-        selected = sorted(scored, key=lambda s: -s.score)[: query.count]
-        if not selected:
-            degraded = degraded or "empty_catalog"
-        shelf = Shelf(
-            request_id=uuid.uuid4().hex,
-            items=selected,
-            model_version=version,
-            degraded=degraded or unscored or missing,
-            features_offset=shopper.offset,
-            propensities=[1.0] * len(selected),  # the policy is deterministic
-        )
-        return shelf, _only(served, [s.item for s in selected])
+    async def _full(self, query: Query, time_ms: int, side: Side, model: LiveModel | None, clock: Clock) -> Made:
+        with clock.stage("hydrate"):
+            shopper, late = await self._hydrate(query, time_ms, side, clock)
+        visit = Visit(shopper, side.encoder.shopper(shopper, time_ms), time_ms, side.items, side.lists, model)
+        with clock.stage("candidates"):
+            found, missing = await self._find(query, visit, clock)
+        with clock.stage("filter"):
+            rules = self._rules()
+            if not query.candidates:
+                found = found.kept(allowed(query, shopper, found.rows, side.items.records, rules))
+            if not found.items and not query.candidates:
+                return self._last_resort(query, time_ms, side, self._items_state() or late or "no_candidates")
+        with clock.stage("encode"):
+            columns = side.items.columns_at(found.rows, found.items, shopper, time_ms)
+            inputs = visit.encoded | side.encoder.candidates(shopper, columns, time_ms)
+            led_by = {item: side.items.offsets(item) for item in shopper.recent_items[:COVISIT_RECENT]}
+        with clock.stage("score"):
+            scored = await self._score(query, found, inputs, side, model, time_ms, clock)
+        with clock.stage("select"):
+            shelf, places = self._select(query, found, scored, side, rules)
+        shelf.degraded = late or scored.unscored or missing or self._items_state()
+        shelf.features_offset = shopper.offset
+        return Made(shelf, side, shopper, inputs, columns, places, led_by)
 
-    async def _hydrate(self, query: Query, time_ms: int) -> tuple[ShopperRow, str]:
+    async def _hydrate(self, query: Query, time_ms: int, side: Side, clock: Clock) -> tuple[ShopperRow, str]:
         """The shopper's row with the page's items as just looked at; an empty row and the reason when the store does not answer."""
-        row, degraded = ShopperRow(shopper=query.shopper), ""
-        read = asyncio.get_running_loop().run_in_executor(self._threads, self._rows.read_shoppers, [query.shopper])
+        row, late = side.features.shopper(query.shopper), ""
+        loop = asyncio.get_running_loop()
+
+        async def read(_: float) -> ShopperRow | None:
+            return await loop.run_in_executor(self._threads, self._rows.read_shopper, query.shopper, side.features)
+
         try:
-            row = (await asyncio.wait_for(read, self._store_timeout_s)).get(query.shopper, row)
-        except TimeoutError:
-            degraded = "store_late"
-        except UnavailableError:
-            degraded = "store_unavailable"
-        if query.context:
-            n = len(query.context)
-            row.recent_items = [*query.context, *row.recent_items][:RECENT_MAX]
-            row.recent_events = [*["view_item"] * n, *row.recent_events][:RECENT_MAX]
-            row.recent_times_ms = [*[time_ms] * n, *row.recent_times_ms][:RECENT_MAX]
-        return row, degraded
+            stored = await self._store.ask(read, STORE_SHARE * clock.left_s())
+            row = row if stored is None else stored
+        except PartUnavailableError as error:
+            late = error.reason
+        look_at(row, query.context, time_ms, side.features.sequence.n)
+        return row, late
 
-    async def _find(self, query: Query, visit: Visit) -> tuple[dict[str, str], str]:
-        """item → source, in order of precedence; and why a source is missing, if one is."""
+    async def _find(self, query: Query, visit: Visit, clock: Clock) -> tuple[Found, str]:
+        """Candidates, each with the first source that found it; and why a source is missing, if one is."""
+        records = visit.items.records
         if query.candidates:
-            return dict.fromkeys(query.candidates, "request"), ""
-        found: dict[str, str] = {}
+            rows = records.rows(query.candidates)
+            return Found(list(query.candidates), rows, np.zeros(len(rows), dtype=np.int8), ["request"]), ""
         missing = ""
-        answers = await asyncio.gather(*(source.candidates(visit) for source in self._sources), return_exceptions=True)
-        for source, answer in zip(self._sources, answers, strict=True):
-            if isinstance(answer, LiveshelfError):
-                missing = f"{source.name}_unavailable"
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                for item in answer:
-                    found.setdefault(item, source.name)
-        return found, missing
+        answers: list[Rows] = []
+        asked: dict[int, asyncio.Task[Rows]] = {}
+        left_s = RETRIEVAL_SHARE * clock.left_s()
+        try:
+            for place, source in enumerate(self._sources):  # other processes work while this one looks into its memory
+                if source.timeout_s and not isinstance(answer := source.candidates(visit), np.ndarray):
+                    asked[place] = asyncio.ensure_future(self._ask(source, answer, left_s))
+            if asked:
+                await asyncio.sleep(0)  # so that they are sent
+            for source in self._sources:
+                answers.append(NOTHING if source.timeout_s else self._looked_up(source, visit))
+            for place, task in asked.items():
+                try:
+                    answers[place] = await task
+                except (LiveshelfError, TimeoutError) as error:
+                    reason = getattr(error, "reason", "unavailable")
+                    SOURCE_FAILED.labels(self._sources[place].name, reason).inc()
+                    missing = missing or f"{self._sources[place].name}_unavailable"
+        finally:
+            for task in asked.values():
+                task.cancel()
+        names = [source.name for source in self._sources]
+        return _merged(
+            [a[: s.quota] for a, s in zip(answers, self._sources, strict=True)], names, query, records, self._rules()
+        ), missing
 
-    def _filter(self, query: Query, shopper: ShopperRow, found: dict[str, str]) -> dict[str, str]:
-        """Drop what must not be shown. The caller's own candidates are ranked as they are."""
-        if query.candidates:
-            return found
-        bought = {i for i, event in zip(shopper.recent_items, shopper.recent_events, strict=True) if event == "purchase"}
-        unwanted = bought | query.exclude | set(query.context)
-        return {item: source for item, source in found.items() if item not in unwanted and self._items.available(item)}
+    async def _ask(self, source: CandidateSource, answer: Awaitable[Rows], left_s: float) -> Rows:
+        began = time.perf_counter()
 
-    async def _score(self, served: FeaturesAsServed, sources: list[str], visit: Visit) -> tuple[list[Scored], int, str]:
-        """Scores by the model, or by heuristics with version 0 and the reason."""
-        if not sources:
-            return [], 0, ""
-        model, reason = visit.model, self._models.reason
+        async def wait(_: float) -> Rows:
+            return await answer
+
+        try:
+            found = await self._asked[source.name].ask(wait, left_s)
+        except NotFoundError:
+            await self._models.refresh()
+            raise
+        finally:
+            if asyncio.iscoroutine(answer):
+                answer.close()  # never started where the circuit is open
+            SOURCE_SECONDS.labels(source.name).observe(time.perf_counter() - began)
+        CANDIDATES.labels(source.name).inc(min(len(found), source.quota))
+        return found
+
+    def _looked_up(self, source: CandidateSource, visit: Visit) -> Rows:
+        began = time.perf_counter()
+        found = source.candidates(visit)
+        assert isinstance(found, np.ndarray), f"{source.name} has no timeout, so it must answer at once"
+        SOURCE_SECONDS.labels(source.name).observe(time.perf_counter() - began)
+        CANDIDATES.labels(source.name).inc(min(len(found), source.quota))
+        return found
+
+    async def _score(
+        self, query: Query, found: Found, inputs: Inputs, side: Side, model: LiveModel | None, time_ms: int, clock: Clock
+    ) -> Scores:
+        """By the model, or by heuristics and the last good scores with version 0 and the reason."""
+        reason = self._models.reason
         if model is not None:
             try:
-                return await model.rank(served, sources), model.version, ""
+                chances = await self._rank.ask(partial(model.rank, inputs, len(found.items)), clock.left_s())
             except ModelNotFoundError as error:
                 reason = error.reason
                 await self._models.refresh()
-            except ModelUnavailableError as error:
+            except PartUnavailableError as error:
                 reason = error.reason
-                log.warning("model did not score", version=model.version, error=str(error))
-        return _by_heuristics(served, sources), 0, reason
+            else:
+                scores = chances @ OBJECTIVE_WEIGHTS
+                if self._policy.price_weight:
+                    scores = valued(
+                        chances, side.items.records.price[np.maximum(found.rows, 0)] * (found.rows >= 0), self._policy.price_weight
+                    )
+                return Scores(scores, chances, model.version, "")
+        scores = side.by_heuristics(inputs["candidate_features"])
+        if (good := self._last_good.scores(query.shopper, time_ms, found.rows)) is not None:
+            scores = scores + good
+        return Scores(scores, np.zeros((len(scores), len(OBJECTIVE_WEIGHTS)), dtype=np.float32), 0, reason)
 
-    def _last_resort(self, query: Query, time_ms: int, reason: str) -> tuple[Shelf, FeaturesAsServed]:
-        """What is popular, from this process's memory alone; the caller's own candidates in their order."""
-        shopper = ShopperRow(shopper=query.shopper)
-        wanted = query.candidates or [
-            item
-            for item, _ in self._items.popular(time_ms, query.count + len(query.exclude) + len(query.context))
-            if item not in query.exclude and item not in query.context
+    def _select(self, query: Query, found: Found, scored: Scores, side: Side, rules: Rules) -> tuple[Shelf, list[int]]:
+        """Order, rules, variety, exploration, and the cut. Sorting is stable: equal scores keep the order of their sources."""
+        records, scores = side.items.records, scored.scores
+        if (factors := rules.factors(found.rows, records, query.placement)) is not None:
+            scores = np.where(scores >= 0, scores * factors, scores / factors).astype(np.float32)
+        order = np.argsort(-scores, kind="stable")
+        if scored.version:
+            self._last_good.keep(query.shopper, self._clock_ms(), found.rows[order[:100]], scores[order[:100]])
+        request_id = uuid.uuid4().hex
+        if query.candidates:
+            places, propensities = order[: query.count].tolist(), [1.0] * min(query.count, len(order))
+        else:
+            kinds = Kinds(*(_nameless(records, name, found.rows) for name in ("item_category", "item_brand")))
+            order = diversify(scores, order, kinds, query.count, self._policy.diversity)
+            order, fixed = _pinned(order, found.rows, rules.pins(records, query.placement))
+            new = (
+                np.isin(found.rows, side.lists.new(self._clock_ms())) if self._policy.explore_share else np.zeros(len(order), bool)
+            )
+            places, propensities, explored = explore(order, new, query.count, self._policy.explore_share, request_id, fixed)
+            EXPLORED.inc(sum(explored))
+        names, sources = found.names, found.source
+        items = [
+            Scored(found.items[at], names[sources[at]], float(scores[at]), *chances)
+            for at, chances in zip(places, scored.chances[places].tolist(), strict=True)
         ]
-        items = [Scored(item, "fallback", 0.0) for item in wanted[: query.count]]
-        shelf = Shelf(uuid.uuid4().hex, items, degraded=reason, propensities=[1.0] * len(items))
-        columns = self._items.columns([s.item for s in items], shopper, time_ms)
-        return shelf, FeaturesAsServed(time_ms, shopper, columns)
+        shelf = Shelf(
+            request_id=request_id,
+            items=items,
+            model_version=scored.version,
+            propensities=propensities,
+            feature_version=side.features.version,
+        )
+        return shelf, places
 
-    def _log(self, query: Query, time_ms: int, shelf: Shelf, served: FeaturesAsServed) -> None:
+    def _last_resort(self, query: Query, time_ms: int, side: Side, reason: str) -> Made:
+        """What is popular in the page's categories, then anywhere, then what the disk holds; the caller's own candidates in their order."""
+        records, rules = side.items.records, self._rules()
+        shopper = side.features.shopper(query.shopper)
+        look_at(shopper, query.context, time_ms, side.features.sequence.n)
+        encoded = side.encoder.shopper(shopper, time_ms)
+        source = "fallback"
+        if query.candidates:
+            items = list(query.candidates[: query.count])
+        else:
+            visit = Visit(shopper, encoded, time_ms, side.items, side.lists, None)
+            lists = [side.lists.popular_in(code, time_ms) for code in visit.categories(3)]
+            rows = _first_of([*lists, side.lists.popular(time_ms)])
+            rows = rows[allowed(query, shopper, rows, records, rules)][: query.count]
+            items = records.items(rows)
+            if not items and self._static is not None and not len(side.items):
+                source = "static"
+                unwanted = query.exclude | set(query.context)
+                items = [i for i in self._static.items() if i not in unwanted][: query.count] if query.filters == ANYTHING else []
+            reason = reason or ("" if items else "empty_catalog")
+        columns = side.items.columns(items, shopper, time_ms)
+        shelf = Shelf(
+            uuid.uuid4().hex,
+            [Scored(item, source, 0.0) for item in items],
+            degraded="empty_catalog" if not len(side.items) and reason in ("no_candidates", "") else reason,
+            propensities=[1.0] * len(items),
+            feature_version=side.features.version,
+        )
+        inputs = encoded | side.encoder.candidates(shopper, columns, time_ms)
+        led_by = {item: side.items.offsets(item) for item in shopper.recent_items[:COVISIT_RECENT]}
+        return Made(shelf, side, shopper, inputs, columns, list(range(len(items))), led_by)
+
+    def _after(self, query: Query, time_ms: int, made: Made) -> None:
+        """What the answer did not have to wait for: metrics, the line of a degraded answer, the impression."""
+        shelf = made.shelf
+        SHELVES.labels(shelf.degraded).inc()
+        for scored in shelf.items:
+            SHOWN.labels(scored.source).inc()
+        if shelf.degraded:
+            log.warning(
+                "degraded shelf",
+                request_id=shelf.request_id,
+                reason=shelf.degraded,
+                placement=query.placement,
+                items=len(shelf.items),
+                model_version=shelf.model_version,
+                timings_ms={name: round(ms, 1) for name, ms in shelf.timings_ms.items()},
+            )
         if not shelf.items:
             return
         self._log_impression(
@@ -192,28 +430,88 @@ class ShelfMaker:
                 scores=[s.score for s in shelf.items],
                 sources=[s.source for s in shelf.items],
                 propensities=shelf.propensities,
-                features=served,
+                features=made.side.encoder.served(made.shopper, made.inputs, made.columns, time_ms, made.places, made.led_by),
             )
         )
 
 
-def _by_heuristics(served: FeaturesAsServed, sources: list[str]) -> list[Scored]:
-    features = encode_candidates(served.shopper, served.candidates)["candidate_features"]
-    scores = (features @ _HEURISTIC_WEIGHTS).tolist()
-    return [Scored(item, source, score) for item, source, score in zip(served.candidates.items, sources, scores, strict=True)]
+def allowed(query: Query, shopper: ShopperRow, rows: Rows, records: Catalog, rules: Rules) -> npt.NDArray[np.bool_]:
+    """[len(rows)] what may be shown: available, neither bought nor on the page nor excluded, and as filters and rules say."""
+    filters = query.filters
+    keep = np.ones(len(rows), dtype=bool) if filters.include_unavailable else records.available[rows]
+    bought = [i for i, event in zip(shopper.recent_items, shopper.recent_events, strict=True) if event == PURCHASE]
+    unwanted = records.rows([*bought, *query.exclude, *query.context])
+    if len(unwanted):
+        keep &= ~np.isin(rows, unwanted)
+    if filters != ANYTHING:
+        keep &= _narrowed(filters, rows, records)
+    if (by_rules := rules.allowed(rows, records, query.placement)) is not None:
+        keep &= by_rules
+    return keep
 
 
-def _only(served: FeaturesAsServed, items: list[str]) -> FeaturesAsServed:
-    """The features of `items` alone, in that order."""
-    at = {item: i for i, item in enumerate(served.candidates.items)}
-    rows = [at[item] for item in items]
-    all_of = served.candidates
-    columns = ItemColumns(
-        items=items,
-        counts=[all_of.counts[i] for i in rows],
-        price=[all_of.price[i] for i in rows],
-        category=[all_of.category[i] for i in rows],
-        brand=[all_of.brand[i] for i in rows],
-        covisit=[all_of.covisit[i] for i in rows],
-    )
-    return FeaturesAsServed(served.time_ms, served.shopper, columns)
+def _narrowed(filters: Filters, rows: Rows, records: Catalog) -> npt.NDArray[np.bool_]:
+    """[len(rows)] `Filters.allow` but for availability."""
+    keep = np.ones(len(rows), dtype=bool)
+    for values, name in ((filters.categories, "item_category"), (filters.brands, "item_brand")):
+        if values:
+            codes = [code for value in values if (code := records.codes[name].get(value)) is not None]
+            keep &= np.isin(records.code[name][rows], codes)
+    if filters.price_min is not None or filters.price_max is not None:
+        price = records.price[rows]
+        keep &= records.time_ms[rows] >= 0
+        keep &= price >= (-np.inf if filters.price_min is None else filters.price_min)
+        keep &= price <= (np.inf if filters.price_max is None else filters.price_max)
+    return keep
+
+
+def valued(chances: npt.NDArray[np.float32], price: npt.NDArray[np.float64], weight: float) -> npt.NDArray[np.float32]:
+    """[C] expected value: carts and purchases count as (price / median price) ** weight; without a price, as at the median.
+
+    At weight 1 two items are equal when probability times price is; at 0 prices do not count.
+    """
+    priced = price > 0
+    median = float(np.median(price[priced])) if priced.any() else 1.0
+    worth = np.where(priced, np.maximum(price, 1e-9) / median, 1.0) ** weight
+    click, cart, purchase = (chances * OBJECTIVE_WEIGHTS).T
+    scores: npt.NDArray[np.float32] = (click + (cart + purchase) * worth).astype(np.float32)
+    return scores
+
+
+def _merged(answers: list[Rows], names: list[str], query: Query, records: Catalog, rules: Rules) -> Found:
+    """The sources' answers, each item once, credited to the first; pinned items come as a source of their own."""
+    pins = np.array([row for _, row in rules.pins(records, query.placement)], dtype=np.int32)
+    rows = np.concatenate([*answers, pins])
+    source = np.repeat(np.arange(len(names) + 1, dtype=np.int8), [*map(len, answers), len(pins)])
+    _, first = np.unique(rows, return_index=True)
+    first.sort()
+    rows = rows[first]
+    return Found(records.items(rows), rows, source[first], [*names, "pinned"])
+
+
+def _first_of(lists: Sequence[Rows]) -> Rows:
+    """All rows of `lists`, each where it stood first."""
+    rows = np.concatenate(lists)
+    _, first = np.unique(rows, return_index=True)
+    first.sort()
+    result: Rows = rows[first]
+    return result
+
+
+def _nameless(records: Catalog, name: str, rows: Rows) -> npt.NDArray[np.int32]:
+    """[len(rows)] codes of a field, -1 where it is empty too."""
+    code = np.where(rows >= 0, records.code[name][rows], -1)
+    result: npt.NDArray[np.int32] = np.where(code == records.codes[name].get("", -1), -1, code)
+    return result
+
+
+def _pinned(order: npt.NDArray[np.intp], rows: Rows, pins: Sequence[tuple[int, int]]) -> tuple[npt.NDArray[np.intp], int]:
+    """`order` with pinned rows at their positions, and how many leading places that fixes."""
+    if not pins:
+        return order, 0
+    by_row = {row: place for place, row in enumerate(rows.tolist())}
+    wanted = [(position, by_row[row]) for position, row in pins if row in by_row]
+    rest = order[~np.isin(order, [place for _, place in wanted])].tolist()
+    for position, place in wanted:
+        rest.insert(min(position, len(rest)), place)
+    return np.array(rest, dtype=np.intp), 1 + max((position for position, _ in wanted), default=-1)

@@ -1,7 +1,7 @@
-"""numpy arrays ↔ tensor messages, without TensorFlow; for the client's messages of `tfserving.proto` and the server's `TensorProto` alike.
+"""numpy arrays ↔ the tensor messages of `tfserving.proto`, without TensorFlow.
 
-Numbers travel as `tensor_content` (one copy each way: 34 kB of candidate features take 10 µs), strings as `string_val`. TensorFlow
-Serving itself answers numbers as `float_val` and its siblings unless told otherwise, so both forms are read.
+Numbers are sent as `tensor_content` (one copy each way: 34 kB of candidate features take 10 µs), strings as `string_val`. TensorFlow
+Serving itself answers numbers as `float_val` and its siblings unless told otherwise, and so does our model server; both forms are read.
 """
 
 from math import prod
@@ -34,6 +34,11 @@ def type_name(number: int) -> str:
     return _TYPES[number][0] if number in _TYPES else f"DataType {number}"
 
 
+def itemsize(number: int) -> int:
+    """Bytes of one value of a DataType; of a type that only TensorFlow knows, the most that one takes."""
+    return np.dtype(_TYPES[number][1]).itemsize if number in _TYPES else 16
+
+
 def shape_of(tensor: Any) -> tuple[int, ...]:
     return tuple(dim.size for dim in tensor.tensor_shape.dim)
 
@@ -61,15 +66,18 @@ def decode_tensor(tensor: Any) -> Array:
                 f"{len(tensor.tensor_content)} bytes of content do not fill shape {shape} of {type_name(tensor.dtype)}"
             )
         return np.frombuffer(tensor.tensor_content, kind).reshape(shape)
-    values = getattr(tensor, field)
+    values: Any = getattr(tensor, field)
+    if isinstance(values, bytes):  # packed
+        values = np.frombuffer(values, kind)
+        return values.reshape(shape) if len(values) == n else _fill(values, n, kind).reshape(shape)
     out: Array = np.fromiter(values, kind, n) if len(values) == n else _fill(list(values), n, kind)
     return out.reshape(shape)
 
 
-def _fill(values: list[Any], n: int, kind: type) -> Array:
+def _fill(values: Any, n: int, kind: type) -> Array:
     """As TensorFlow reads typed fields (tensorflow/core/framework/tensor.cc, FromProtoField): no value means zeros, the last of too few
     is repeated, and what is over is dropped."""
-    out: Array = np.full(n, (values[-1] if values else (b"" if kind is np.object_ else 0)), kind)
+    out: Array = np.full(n, (values[-1] if len(values) else (b"" if kind is np.object_ else 0)), kind)
     out[: len(values)] = values[:n]
     return out
 
@@ -97,4 +105,23 @@ def encode_tensor(array: Array, tensor: Any) -> None:
         tensor.dtype = number
         tensor.tensor_content = array.tobytes()
     for size in array.shape:
+        tensor.tensor_shape.dim.add(size=size)
+
+
+def write_answer(number: int, shape: tuple[int, ...], content: bytes | list[bytes], tensor: Any) -> None:
+    """Write a tensor into the empty message `tensor` as TensorFlow Serving writes answers: in the typed fields (`AsProtoField` in
+    tensorflow_serving/servables/tensorflow/predict_util.cc), for clients that read nothing else. `content` is the numbers, little-endian.
+    A type that has no field here travels as `tensor_content`."""
+    tensor.dtype = number
+    if isinstance(content, list):
+        tensor.string_val.extend(content)
+    elif number in _TYPES:
+        _, kind, field = _TYPES[number]
+        if field in ("float_val", "double_val"):
+            setattr(tensor, field, content)
+        else:
+            getattr(tensor, field).extend(np.frombuffer(content, kind).tolist())
+    else:
+        tensor.tensor_content = content
+    for size in shape:
         tensor.tensor_shape.dim.add(size=size)

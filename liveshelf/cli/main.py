@@ -24,7 +24,7 @@ VERBS = {
     "catalog": "Load the shop's items.",
     "replay": "Send a real click log through the collector.",
     "recommend": "Ask for a shelf.",
-    "features": "Show a shopper's features as the scorer sees them.",
+    "features": "Declare, check, show, rebuild and verify features.",
     "train": "Take a training step now.",
     "models": "List model versions and what became of each.",
     "simulate": "Let simulated shoppers visit the shop.",
@@ -39,11 +39,14 @@ LIVESHELF_ and its name in capitals (LIVESHELF_DATA_DIR, LIVESHELF_KAFKA, …), 
 
 
 class VerbGroup(TyperGroup):
-    """A group whose commands are names and help lines until one of them is run."""
+    """A group whose commands are names and help lines until one of them is run: `verbs`, each a module of `package`."""
+
+    package = "liveshelf.cli"
+    verbs = VERBS
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        present = {verb: text for verb, text in VERBS.items() if find_spec(f"liveshelf.cli.{verb}")}
+        present = {verb: text for verb, text in self.verbs.items() if find_spec(f"{self.package}.{verb}")}
         self.commands = {verb: TyperCommand(verb, help=text) for verb, text in present.items()}
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -51,13 +54,20 @@ class VerbGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         verb, command, rest = super().resolve_command(ctx, args)
-        return verb, load_command(verb) if verb else command, rest
+        return verb, load_command(f"{self.package}.{verb}") if verb else command, rest
 
 
-def load_command(verb: str) -> Any:
-    """The command of `liveshelf.cli.VERB`, made from its function `command`."""
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
-    app.command(verb)(import_module(f"liveshelf.cli.{verb}").command)
+def load_command(name: str) -> Any:
+    """The command in module `name`: made from its function `command`, or a group of its VERBS under its HELP."""
+    module, verb = import_module(name), name.rpartition(".")[2]
+    settings = {"help_option_names": ["-h", "--help"]}
+    if hasattr(module, "VERBS"):
+        group = type("Group", (VerbGroup,), {"package": name, "verbs": module.VERBS})
+        app = typer.Typer(cls=group, name=verb, add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+        app.callback(help=module.HELP, context_settings=settings)(lambda: None)
+    else:
+        app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=settings)
+        app.command(verb)(module.command)
     return typer.main.get_command(app)
 
 

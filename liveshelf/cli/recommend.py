@@ -10,6 +10,8 @@ from liveshelf.settings import Settings
 if TYPE_CHECKING:  # rich and grpc are imported when a shelf is asked for, not when help is
     from rich.console import RenderableType
 
+    from liveshelf.client import Client
+
 DEADLINE_MS = 2_000  # a person waits longer than a page; the scorer still keeps its own deadline
 
 
@@ -21,6 +23,11 @@ def command(
     count: Annotated[int, typer.Option("-n", "--count", help="How many items, 1 to 100.")] = 10,
     placement: Annotated[str, typer.Option(help="Where the shelf stands: home, cart, …")] = "command-line",
     context: Annotated[list[str] | None, typer.Option(help="An item on the page; may be given several times.")] = None,
+    category: Annotated[
+        list[str] | None, typer.Option(help="Show items of this category only; may be given several times.")
+    ] = None,
+    brand: Annotated[list[str] | None, typer.Option(help="Show items of this brand only; may be given several times.")] = None,
+    timings: Annotated[bool, typer.Option(help="Show how long each stage took.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The answer as one JSON object.")] = False,
 ) -> None:
     """Ask for a shelf, for a user, a client or a session.
@@ -28,14 +35,21 @@ def command(
     The answer is logged as an impression like any other. A shelf is always answered: when a part is down it comes from a simpler source,
     and is marked as degraded with the reason.
     """
-    from liveshelf.client import Client
+    from liveshelf.client import Filters
 
     settings: Settings = ctx.obj
     if not (user or client or session):
         raise SettingsError("nobody to recommend to: give --user, --client or --session")
-    with Client(settings.scoring_address, DEADLINE_MS) as scorer:
+    with connect(settings, DEADLINE_MS) as scorer:
         answer = scorer.recommend(
-            user_id=user, client_id=client, session_id=session, count=count, placement=placement, context_item_ids=context or ()
+            user_id=user,
+            client_id=client,
+            session_id=session,
+            count=count,
+            placement=placement,
+            context_item_ids=context or (),
+            filters=Filters(categories=category, brands=brand),
+            with_timings=timings,
         )
     if as_json:
         from google.protobuf.json_format import MessageToJson
@@ -45,6 +59,14 @@ def command(
     from rich.console import Console
 
     Console().print(shelf_table(answer, title=f"Shelf for {user or client or session}"))
+
+
+def connect(settings: Settings, deadline_ms: int) -> "Client":
+    """A client of the settings' scorer, with its token, and over TLS where the settings say whom to trust."""
+    from liveshelf.client import Client, Tls
+
+    tls = Tls(settings.scoring_tls_ca) if settings.scoring_tls_ca else None
+    return Client(settings.scoring_address, deadline_ms, token=settings.scoring_token, tls=tls)
 
 
 def shelf_table(answer: Any, title: str, moves: dict[str, str] | None = None) -> "RenderableType":
@@ -71,5 +93,7 @@ def shelf_table(answer: Any, title: str, moves: dict[str, str] | None = None) ->
         state = Text(f"DEGRADED: {answer.degraded_reason}. A fallback shelf; see `liveshelf status`.", style="bold yellow")
     else:
         state = Text(f"model {answer.model_version}, features {answer.feature_version}", style="dim")
-    foot = Text(f"request {answer.request_id}, features folded up to offset {answer.features_offset}", style="dim")
-    return Group(table, state, foot)
+    foot = [Text(f"request {answer.request_id}, features folded up to offset {answer.features_offset}", style="dim")]
+    if answer.timings:
+        foot.append(Text(", ".join(f"{timing.stage} {timing.ms:.1f} ms" for timing in answer.timings), style="dim"))
+    return Group(table, state, *foot)

@@ -27,7 +27,11 @@ def command(
     speed: Annotated[str, typer.Option(help="1x is as it happened, 100x a hundred times as fast, max as fast as it goes.")] = "max",
     member: Annotated[str, typer.Option(help="One file of the archive (default: all, merged by time).")] = "",
     keep_times: Annotated[
-        bool, typer.Option("--keep-times", help="Do not shift the log's times so that its last event is now.")
+        bool,
+        typer.Option(
+            "--keep-times",
+            help="Do not shift the log's times so that its last event is now. For archives, the collector then needs event_age_max_h 0.",
+        ),
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after the log's first N events.")] = None,
     restart: Annotated[
@@ -40,6 +44,9 @@ def command(
     yoochoose: tab-separated SessionId, ItemId, Time. otto: one session a line in JSON. Each event carries its session of the log, so
     `liveshelf recommend --session 11` answers for session 11. Interrupted, or cut off, it goes on where it stopped when it is run again;
     events that were sent twice count once.
+
+    The collector refuses events older than its setting event_age_max_h (90 days). For logs that keep their times, or reach further back,
+    start it with LIVESHELF_EVENT_AGE_MAX_H=0.
     """
     import liveshelf.replay.sender  # noqa: F401  (half a second of imports that is no part of the figures below)
     from liveshelf.replay.logs import ClickLog

@@ -30,11 +30,13 @@ def command(
 ) -> None:
     """Let simulated shoppers visit the shop.
 
-    They have hidden tastes; they view, click what they are shown, fill carts and buy. Shelves are read from the scoring service and every
+    They have hidden tastes; they view, click what they are shown, fill carts and buy. Some members come anonymously and sign in on the
+    way; on some browsers someone else goes on when they have signed out. Shelves are read from the scoring service and every
     step is reported to the collector, so the loop is closed: better shelves get more clicks. The same --seed, --shoppers and --items
     give the same shop; seed it once with --history.
     """
     from liveshelf.client import Client
+    from liveshelf.simulator.browsers import SIGN_IN_SHARE
     from liveshelf.simulator.feed import Feed
     from liveshelf.simulator.shop import Shop
     from liveshelf.simulator.traffic import Tally, live, seed_history
@@ -42,6 +44,11 @@ def command(
     settings: Settings = ctx.obj
     if history < 0:
         raise SettingsError(f"--history {history}: days of history cannot be negative")
+    if settings.event_age_max_h and history * 24 > settings.event_age_max_h:
+        raise SettingsError(
+            f"--history {history:g}: the collector refuses events older than its setting event_age_max_h, {settings.event_age_max_h} h. "
+            "Ask for fewer days, or set LIVESHELF_EVENT_AGE_MAX_H here and for the collector (0: no limit)."
+        )
     shop = Shop(settings.seed if seed is None else seed, items, shoppers)
     past, now = Tally(), Tally()
     now_ms, started = time.time_ns() // 1_000_000, time.monotonic()
@@ -50,11 +57,21 @@ def command(
         try:
             if history:
                 with bar("history", quiet=as_json) as progress:
-                    past = seed_history(shop, feed, history, now_ms, progress)
+                    past = seed_history(shop, feed, history, now_ms, progress, SIGN_IN_SHARE)
             if sessions:
                 with bar("visits", quiet=as_json) as progress:
                     run = f"v{shop.seed}-{now_ms:x}"  # the time tells runs of one seed apart, so that no event id comes twice
-                    live(shop, feed, client, visits=sessions, rate_per_s=rate, run=run, progress=progress, tally=now)
+                    live(
+                        shop,
+                        feed,
+                        client,
+                        visits=sessions,
+                        rate_per_s=rate,
+                        run=run,
+                        sign_in_share=SIGN_IN_SHARE,
+                        progress=progress,
+                        tally=now,
+                    )
         except KeyboardInterrupt:
             interrupted = True
     _show(past, now, time.monotonic() - started, as_json)
@@ -103,6 +120,7 @@ def _show(past: "Tally", now: "Tally", elapsed_s: float, as_json: bool) -> None:
         "clicks": lambda t: t.clicks,
         "CTR": lambda t: f"{t.click_rate:.2%}",
         "purchases": lambda t: t.purchases,
+        "sign-ins": lambda t: t.logins,
     }
     for name, value in rows.items():
         table.add_row(name, *(str(value(tally)) for tally in tallies.values()))

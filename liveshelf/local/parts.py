@@ -136,7 +136,7 @@ def _our_parts(settings: Settings) -> list[Part]:
         name="scoring",
         address=settings.scoring_address,
         command=_role("serving.service"),
-        ports={"scoring_port": settings.scoring_port, "scoring_metrics_port": settings.scoring_metrics_port},
+        ports={name: getattr(settings, name) for name in ("scoring_port", "scoring_metrics_port", "scoring_http_port")},
         health=probes.grpc_health_probe(settings.scoring_address),
         after=("kafka", "store"),  # not the model server: until that has a model, scoring answers a fallback shelf
     )

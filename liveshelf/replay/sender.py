@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from zlib import crc32
@@ -10,7 +10,8 @@ from zlib import crc32
 import httpx
 import msgspec
 
-from liveshelf.errors import LiveshelfError, UnavailableError
+from liveshelf.batching import batches
+from liveshelf.errors import LiveshelfError, SettingsError, UnavailableError
 from liveshelf.replay.logs import ClickLog, LogEvent
 from liveshelf.replay.state import ReplayState
 from liveshelf.settings import Settings
@@ -20,6 +21,7 @@ LANE_FILL = 0.9  # of a request: hashing spreads sessions unevenly, and a lane o
 REQUEST_TIMEOUT_S = 30.0  # the collector itself waits up to 10 s for Kafka
 PATIENCE_S = 120.0  # without any answer: killed parts are back in 30 s, with backoff in 60
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.2, 5.0
+TOO_OLD = "too_old"  # as `streams.intake.REASONS` spells it
 TICK_S = 0.05  # paced replays send what is due in steps this long, rather than one request an event
 
 
@@ -67,20 +69,8 @@ class Sender:
             UnavailableError: the collector does not answer, or stays overloaded, for `patience_s`.
             LiveshelfError: an answer that the collector should not give.
         """
-        for batch in self._batches(records):
+        for batch in batches(records, self.records_max, self._bytes_max):
             yield await self._post(path, batch)
-
-    def _batches(self, records: Sequence[bytes]) -> Iterator[list[bytes]]:
-        batch: list[bytes] = []
-        size = 2
-        for record in records:
-            if batch and (len(batch) == self.records_max or size + len(record) + 1 > self._bytes_max):
-                yield batch
-                batch, size = [], 2
-            batch.append(record)
-            size += len(record) + 1
-        if batch:
-            yield batch
 
     async def _post(self, path: str, batch: list[bytes]) -> Receipt:
         body = b"[" + b",".join(batch) + b"]"
@@ -163,8 +153,12 @@ class Pace(NamedTuple):
 async def replay(log: ClickLog, state: ReplayState, stop: int, pace: Pace, sender: Sender, on_window: Callable[[], None]) -> None:
     """Send events `state.position` to `stop` of `log`; after each window that was answered, move `state` on and call `on_window`.
 
-    Raises: what Sender.post raises. `state` then stands at the last window that was answered as a whole; the next run sends the
-    begun one again, and its events fold once.
+    The first event goes alone: it is the oldest, and a collector that refuses its time would refuse all others of that time.
+
+    Raises:
+        SettingsError: the collector takes no events this old.
+        what Sender.post raises.
+    `state` then stands at the last window that was answered as a whole; the next run sends the begun one again, and its events fold once.
     """
     encode = msgspec.json.Encoder().encode
 
@@ -179,15 +173,35 @@ async def replay(log: ClickLog, state: ReplayState, stop: int, pace: Pace, sende
         ]
         return [receipt async for receipt in sender.post("/v1/events", records)]
 
-    window_size = int(LANES * sender.records_max * LANE_FILL) or 1
-    async for window in pace.windows(log.events(state.position, stop), window_size):
+    async def send_window(window: list[LogEvent]) -> None:
         lanes: list[list[LogEvent]] = [[] for _ in range(LANES)]
         for event in window:
             lanes[crc32(event.session.encode()) % LANES].append(event)
-        for receipts in await asyncio.gather(*(send_lane(lane) for lane in lanes if lane)):
-            for receipt in receipts:
-                state.accepted += receipt.accepted
-                for refused in receipt.rejected:
-                    state.rejected[refused.reason] = state.rejected.get(refused.reason, 0) + 1
+        answers = await asyncio.gather(*(send_lane(lane) for lane in lanes if lane))
+        receipts = [receipt for answer in answers for receipt in answer]
+        refusals = [refused for receipt in receipts for refused in receipt.rejected]
+        for refused in refusals:
+            if refused.reason == TOO_OLD:
+                raise SettingsError(_too_old(refused, state))
+        state.accepted += sum(receipt.accepted for receipt in receipts)
+        for refused in refusals:
+            state.rejected[refused.reason] = state.rejected.get(refused.reason, 0) + 1
         state.position += len(window)
         on_window()
+
+    window_size = int(LANES * sender.records_max * LANE_FILL) or 1
+    alone = True
+    async for window in pace.windows(log.events(state.position, stop), window_size):
+        for part in (window[:1], window[1:]) if alone else (window,):
+            if part:
+                await send_window(part)
+        alone = False
+
+
+def _too_old(refused: Refused, state: ReplayState) -> str:
+    shifted = "even shifted, this log reaches further back" if state.shift_ms else "--keep-times sends this log's own times"
+    return (
+        f"the collector refuses events that happened too long ago ({refused.field}: {refused.value}, expected {refused.expected}), and "
+        f"{shifted}. For archives, start it with the setting event_age_max_h 0 (LIVESHELF_EVENT_AGE_MAX_H=0 liveshelf up), then run this "
+        "command again: it goes on where it stopped."
+    )

@@ -9,11 +9,12 @@ import httpx
 import msgspec
 
 from features.rows import CatalogItem
+from liveshelf.batching import batches
 from liveshelf.errors import LiveshelfError, UnavailableError
 from liveshelf.simulator.visits import SimulatedEvent
 
 BATCH_RECORDS_MAX = 500  # the collector's own default limit (`events_per_request_max`)
-BATCH_BYTES_MAX = 900_000  # under its limit of 1,000,000 (`event_body_bytes_max`), with room for the list around the records
+BATCH_BYTES_MAX = 1_000_000  # and this one too (`event_body_bytes_max`)
 TIMEOUT_S = 30.0  # a batch waits for Kafka's acknowledgement of every record
 PATIENCE_S = 30.0  # how long an overloaded collector (429, 503) is asked again before giving up
 
@@ -43,12 +44,12 @@ class Feed:
 
     def events(self, events: Sequence[SimulatedEvent]) -> Iterator[Receipt]:
         """Any number of events in their order, a receipt for each batch."""
-        for batch in batches([msgspec.json.encode(event) for event in events]):
+        for batch in batches(map(msgspec.json.encode, events), BATCH_RECORDS_MAX, BATCH_BYTES_MAX):
             yield self._post("/v1/events", b'{"events":[' + b",".join(batch) + b"]}", len(batch))
 
     def catalog(self, items: Sequence[CatalogItem]) -> Iterator[Receipt]:
         """Catalog records, a receipt for each batch."""
-        for batch in batches([msgspec.json.encode(item) for item in items]):
+        for batch in batches(map(msgspec.json.encode, items), BATCH_RECORDS_MAX, BATCH_BYTES_MAX):
             yield self._post("/v1/catalog", b'{"items":[' + b",".join(batch) + b"]}", len(batch))
 
     def _post(self, path: str, body: bytes, records: int) -> Receipt:
@@ -78,20 +79,6 @@ class Feed:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def batches(records: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """Cut `records` into lists that each fit one request, in order."""
-    batch: list[bytes] = []
-    size = 0
-    for record in records:
-        if batch and (len(batch) == BATCH_RECORDS_MAX or size + len(record) + 1 > BATCH_BYTES_MAX):
-            yield batch
-            batch, size = [], 0
-        batch.append(record)
-        size += len(record) + 1
-    if batch:
-        yield batch
 
 
 class _Refusal(msgspec.Struct):

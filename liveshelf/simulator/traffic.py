@@ -12,10 +12,11 @@ import numpy as np
 
 from liveshelf.client import Client
 from liveshelf.errors import UnavailableError
+from liveshelf.simulator.browsers import browse, sign_in
 from liveshelf.simulator.feed import Feed, Receipt
 from liveshelf.simulator.history import DAY_MS, history, shifted
 from liveshelf.simulator.shop import Shop
-from liveshelf.simulator.visits import SHELF_COUNT, Page, Shelf, SimulatedEvent, to_event, visit
+from liveshelf.simulator.visits import SHELF_COUNT, Identity, Page, Shelf, SimulatedEvent, to_event
 
 VISITS_AT_ONCE = 8  # a visit mostly waits for answers; eight keep a two-core machine busy
 
@@ -38,6 +39,7 @@ class Tally(msgspec.Struct):
     shown: int = 0
     clicks: int = 0
     purchases: int = 0
+    logins: int = 0
     reasons: dict[str, int] = {}
     """Refusals by what the collector said."""
     _lock: Any = msgspec.field(default_factory=threading.Lock)
@@ -62,8 +64,12 @@ class Tally(msgspec.Struct):
         return {**fields, "click_rate": round(self.click_rate, 4)}
 
 
-def seed_history(shop: Shop, feed: Feed, days: float, now_ms: int, progress: Progress | None = None) -> Tally:
+def seed_history(
+    shop: Shop, feed: Feed, days: float, now_ms: int, progress: Progress | None = None, sign_in_share: float = 0.0
+) -> Tally:
     """Send the catalog, then `days` of past events in order of event time, the last of them at `now_ms`.
+
+    `sign_in_share` of members' visits begin anonymously.
 
     Raises:
         UnavailableError: the collector does not answer; what it accepted before stays in the log.
@@ -71,7 +77,7 @@ def seed_history(shop: Shop, feed: Feed, days: float, now_ms: int, progress: Pro
     tally = Tally()
     for receipt in feed.catalog([msgspec.structs.replace(item, time_ms=now_ms) for item in shop.catalog]):
         tally.add(catalog=receipt.accepted, rejected=len(receipt.rejected))
-    events = shifted(history(shop, days), now_ms)
+    events = shifted(history(shop, days, sign_in_share), now_ms)
     for event in events:
         _count(tally, event)
     tally.visits = len({event.session_id for event in events})
@@ -91,13 +97,14 @@ def live(
     rate_per_s: float,
     run: str,
     absent: Sequence[int] = (),
+    sign_in_share: float = 0.0,
     progress: Progress | None = None,
     tally: Tally | None = None,
 ) -> Tally:
     """`visits` visits now, begun at `rate_per_s` (0: as fast as they go), reading shelves from `client` and reporting to `feed`.
 
     Shoppers and their choices follow from the shop's seed; `run` goes into session and event ids, so that two runs do not repeat ids.
-    Shoppers in `absent` stay away. Within a visit nobody waits to think: each event bears the time at which it is sent.
+    Shoppers in `absent` stay away; `sign_in_share` of members' visits begin anonymously. Within a visit nobody waits to think: each event bears the time at which it is sent.
 
     Raises:
         UnavailableError: the collector does not answer. A scorer that does not answer costs a shelf, not the visit.
@@ -113,7 +120,7 @@ def live(
 
     def one(number: int) -> None:
         try:
-            _visit_now(shop, feed, client, int(visitors[number]), number, run, started, tally)
+            _visit_now(shop, feed, client, int(visitors[number]), number, run, started, sign_in_share, tally)
             tally.add(visits=1)
             if progress:
                 progress(tally.visits, visits)
@@ -137,11 +144,22 @@ def live(
     return tally
 
 
-def _visit_now(shop: Shop, feed: Feed, client: Client, shopper: int, number: int, run: str, started: float, tally: Tally) -> None:
-    who, session_id = shop.shoppers[shopper], f"{run}-{number:06d}"
+def _visit_now(
+    shop: Shop,
+    feed: Feed,
+    client: Client,
+    shopper: int,
+    number: int,
+    run: str,
+    started: float,
+    sign_in_share: float,
+    tally: Tally,
+) -> None:
+    session_id = f"{run}-{number:06d}"
     rng = np.random.default_rng([shop.seed, 5, number])
+    plan = sign_in(shop, shopper, sign_in_share, np.random.default_rng([shop.seed, 6, number]))
 
-    def shelf_for(page: Page) -> Shelf:
+    def shelf_for(page: Page, who: Identity) -> Shelf:
         try:
             answer = client.recommend(
                 user_id=who.user_id,
@@ -158,8 +176,8 @@ def _visit_now(shop: Shop, feed: Feed, client: Client, shopper: int, number: int
         return Shelf([item.item_id for item in answer.items], answer.request_id)
 
     day = (time.monotonic() - started) * 1_000 / DAY_MS
-    for n, action in enumerate(visit(shop, shopper, day, rng, shelf_for)):
-        event = to_event(shop, shopper, action, session_id=session_id, number=n, time_ms=time.time_ns() // 1_000_000)
+    for n, (action, who) in enumerate(browse(shop, shopper, day, rng, shelf_for, plan)):
+        event = to_event(shop, shopper, action, session_id=session_id, number=n, time_ms=time.time_ns() // 1_000_000, who=who)
         tally.add_receipt(feed.event(event))
         _count(tally, event)
 
@@ -172,3 +190,5 @@ def _count(tally: Tally, event: SimulatedEvent) -> None:
             tally.add(clicks=1)
         case "purchase":
             tally.add(purchases=1)
+        case "login":
+            tally.add(logins=1)

@@ -21,6 +21,7 @@ ATTENTION_FALL = 0.7  # P(look at position k) = (1 + k)^-0.7: the tenth item is 
 CLICKS_PER_PAGE_MAX = 2
 OWN_FIND = 0.45  # chance per page to reach an item by search or menu rather than from the shelf
 THINK_S = 25.0  # mean time between pages
+LOGIN_S = 8.0  # to type a password
 SUGGESTIONS = 4  # how many items a page's own search result is drawn from at random, before the best is taken
 
 
@@ -48,6 +49,13 @@ class Action(NamedTuple):
     transaction: bool = False
 
 
+class Identity(NamedTuple):
+    """The ids that a browser sends."""
+
+    client_id: str
+    user_id: str = ""
+
+
 class SimulatedEvent(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One event as the browser sends it, in GA4's shape."""
 
@@ -64,13 +72,25 @@ class SimulatedEvent(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     value: float = 0.0
 
 
-def visit(shop: Shop, shopper: int, day: float, rng: np.random.Generator, shelf_for: Callable[[Page], Shelf]) -> Iterator[Action]:
-    """One visit of `shopper` on `day`. `shelf_for` is asked for each page's shelf just before it is shown."""
+def visit(
+    shop: Shop,
+    shopper: int,
+    day: float,
+    rng: np.random.Generator,
+    shelf_for: Callable[[Page], Shelf],
+    login_after: int | None = None,
+) -> Iterator[Action]:
+    """One visit of `shopper` on `day`. `shelf_for` is asked for each page's shelf just before it is shown.
+
+    After `login_after` pages, if there are more, the shopper signs in.
+    """
     purpose = int(rng.choice(len(AISLES), p=_softmax(shop.category_taste(shopper, day))))
     wants = shop.utility(shopper, day) + PURPOSE * (shop.category == purpose)
     viewed: list[str] = []
     cart: list[tuple[int, str]] = []
     for number in range(int(rng.geometric(1.0 / PAGES_MEAN))):
+        if number == login_after:
+            yield Action("login", (), after_s=LOGIN_S)
         page = Page("item", (viewed[-1],)) if viewed and number else Page("home", ())
         shelf = shelf_for(page)
         steps = list(_look(shop, wants, shelf, rng))
@@ -112,9 +132,15 @@ def event_item(shop: Shop, at: int, index: int = -1) -> EventItem:
     return EventItem(item.item_id, item_category=item.item_category, item_brand=item.item_brand, price=item.price, index=index)
 
 
-def to_event(shop: Shop, shopper: int, action: Action, *, session_id: str, number: int, time_ms: int) -> SimulatedEvent:
-    """The `number`th event of a session. Its id follows from the session's, so the same history has the same ids."""
-    who = shop.shoppers[shopper]
+def to_event(
+    shop: Shop, shopper: int, action: Action, *, session_id: str, number: int, time_ms: int, who: Identity | None = None
+) -> SimulatedEvent:
+    """The `number`th event of a session, sent with the ids of `who`, by default all that `shopper` has.
+
+    Its id follows from the session's, so the same history has the same ids.
+    """
+    if who is None:
+        who = Identity(shop.shoppers[shopper].client_id, shop.shoppers[shopper].user_id)
     value = round(sum(item.price * item.quantity for item in action.items), 2) if action.transaction else 0.0
     event_id = f"{session_id}-{number:03d}"
     return SimulatedEvent(

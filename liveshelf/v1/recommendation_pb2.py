@@ -22,31 +22,67 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!liveshelf/v1/recommendation.proto\x12\x0cliveshelf.v1\"A\n\x07Shopper\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\"\x90\x01\n\x10RecommendRequest\x12&\n\x07shopper\x18\x01 \x01(\x0b\x32\x15.liveshelf.v1.Shopper\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12\x11\n\tplacement\x18\x03 \x01(\t\x12\x18\n\x10\x63ontext_item_ids\x18\x04 \x03(\t\x12\x18\n\x10\x65xclude_item_ids\x18\x05 \x03(\t\"Z\n\x0bRankRequest\x12&\n\x07shopper\x18\x01 \x01(\x0b\x32\x15.liveshelf.v1.Shopper\x12\x10\n\x08item_ids\x18\x02 \x03(\t\x12\x11\n\tplacement\x18\x03 \x01(\t\"5\n\x13SimilarItemsRequest\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\"\xda\x01\n\nScoredItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x05\x12\r\n\x05score\x18\x03 \x01(\x02\x12\r\n\x05\x63lick\x18\x04 \x01(\x02\x12\x0c\n\x04\x63\x61rt\x18\x05 \x01(\x02\x12\x10\n\x08purchase\x18\x06 \x01(\x02\x12\x18\n\x10\x63\x61ndidate_source\x18\x07 \x01(\t\x12\x12\n\npropensity\x18\x08 \x01(\x02\x12\r\n\x05title\x18\t \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\n \x01(\t\x12\r\n\x05\x62rand\x18\x0b \x01(\t\x12\r\n\x05price\x18\x0c \x01(\x01\"\xc4\x01\n\x11RecommendResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x05items\x18\x02 \x03(\x0b\x32\x18.liveshelf.v1.ScoredItem\x12\x15\n\rmodel_version\x18\x03 \x01(\x03\x12\x17\n\x0f\x66\x65\x61ture_version\x18\x04 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x05 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x06 \x01(\t\x12\x17\n\x0f\x66\x65\x61tures_offset\x18\x07 \x01(\x03\"\xa6\x01\n\x0cRankResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x05items\x18\x02 \x03(\x0b\x32\x18.liveshelf.v1.ScoredItem\x12\x15\n\rmodel_version\x18\x03 \x01(\x03\x12\x17\n\x0f\x66\x65\x61ture_version\x18\x04 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x05 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x06 \x01(\t\"?\n\x14SimilarItemsResponse\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.liveshelf.v1.ScoredItem2\xfb\x01\n\x15RecommendationService\x12L\n\tRecommend\x12\x1e.liveshelf.v1.RecommendRequest\x1a\x1f.liveshelf.v1.RecommendResponse\x12=\n\x04Rank\x12\x19.liveshelf.v1.RankRequest\x1a\x1a.liveshelf.v1.RankResponse\x12U\n\x0cSimilarItems\x12!.liveshelf.v1.SimilarItemsRequest\x1a\".liveshelf.v1.SimilarItemsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!liveshelf/v1/recommendation.proto\x12\x0cliveshelf.v1\x1a\x17google/rpc/status.proto\"A\n\x07Shopper\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\"\x96\x01\n\x07\x46ilters\x12\x12\n\ncategories\x18\x01 \x03(\t\x12\x0e\n\x06\x62rands\x18\x02 \x03(\t\x12\x16\n\tprice_min\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tprice_max\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x13include_unavailable\x18\x05 \x01(\x08\x42\x0c\n\n_price_minB\x0c\n\n_price_max\"\xce\x01\n\x10RecommendRequest\x12&\n\x07shopper\x18\x01 \x01(\x0b\x32\x15.liveshelf.v1.Shopper\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12\x11\n\tplacement\x18\x03 \x01(\t\x12\x18\n\x10\x63ontext_item_ids\x18\x04 \x03(\t\x12\x18\n\x10\x65xclude_item_ids\x18\x05 \x03(\t\x12&\n\x07\x66ilters\x18\x06 \x01(\x0b\x32\x15.liveshelf.v1.Filters\x12\x14\n\x0cwith_timings\x18\x07 \x01(\x08\"\x8a\x01\n\x0bRankRequest\x12&\n\x07shopper\x18\x01 \x01(\x0b\x32\x15.liveshelf.v1.Shopper\x12\x10\n\x08item_ids\x18\x02 \x03(\t\x12\x11\n\tplacement\x18\x03 \x01(\t\x12\x18\n\x10\x63ontext_item_ids\x18\x04 \x03(\t\x12\x14\n\x0cwith_timings\x18\x05 \x01(\x08\"\x8d\x01\n\x13SimilarItemsRequest\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12&\n\x07\x66ilters\x18\x03 \x01(\x0b\x32\x15.liveshelf.v1.Filters\x12\x18\n\x10\x65xclude_item_ids\x18\x04 \x03(\t\x12\x14\n\x0cwith_timings\x18\x05 \x01(\x08\"\xda\x01\n\nScoredItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x05\x12\r\n\x05score\x18\x03 \x01(\x02\x12\r\n\x05\x63lick\x18\x04 \x01(\x02\x12\x0c\n\x04\x63\x61rt\x18\x05 \x01(\x02\x12\x10\n\x08purchase\x18\x06 \x01(\x02\x12\x18\n\x10\x63\x61ndidate_source\x18\x07 \x01(\t\x12\x12\n\npropensity\x18\x08 \x01(\x02\x12\r\n\x05title\x18\t \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\n \x01(\t\x12\r\n\x05\x62rand\x18\x0b \x01(\t\x12\r\n\x05price\x18\x0c \x01(\x01\"(\n\x0bStageTiming\x12\r\n\x05stage\x18\x01 \x01(\t\x12\n\n\x02ms\x18\x02 \x01(\x02\"\xf0\x01\n\x11RecommendResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x05items\x18\x02 \x03(\x0b\x32\x18.liveshelf.v1.ScoredItem\x12\x15\n\rmodel_version\x18\x03 \x01(\x03\x12\x17\n\x0f\x66\x65\x61ture_version\x18\x04 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x05 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x06 \x01(\t\x12\x17\n\x0f\x66\x65\x61tures_offset\x18\x07 \x01(\x03\x12*\n\x07timings\x18\x08 \x03(\x0b\x32\x19.liveshelf.v1.StageTiming\"\xd2\x01\n\x0cRankResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x05items\x18\x02 \x03(\x0b\x32\x18.liveshelf.v1.ScoredItem\x12\x15\n\rmodel_version\x18\x03 \x01(\x03\x12\x17\n\x0f\x66\x65\x61ture_version\x18\x04 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x05 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x06 \x01(\t\x12*\n\x07timings\x18\x07 \x03(\x0b\x32\x19.liveshelf.v1.StageTiming\"\xc3\x01\n\x14SimilarItemsResponse\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.liveshelf.v1.ScoredItem\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x17\n\x0f\x66\x65\x61ture_version\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x05 \x01(\t\x12*\n\x07timings\x18\x06 \x03(\x0b\x32\x19.liveshelf.v1.StageTiming\"I\n\x15\x42\x61tchRecommendRequest\x12\x30\n\x08requests\x18\x01 \x03(\x0b\x32\x1e.liveshelf.v1.RecommendRequest\"\xc4\x01\n\x16\x42\x61tchRecommendResponse\x12<\n\x07results\x18\x01 \x03(\x0b\x32+.liveshelf.v1.BatchRecommendResponse.Result\x1al\n\x06Result\x12\x33\n\x08response\x18\x01 \x01(\x0b\x32\x1f.liveshelf.v1.RecommendResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"?\n\x10\x42\x61tchRankRequest\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.liveshelf.v1.RankRequest\"\xb5\x01\n\x11\x42\x61tchRankResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.liveshelf.v1.BatchRankResponse.Result\x1ag\n\x06Result\x12.\n\x08response\x18\x01 \x01(\x0b\x32\x1a.liveshelf.v1.RankResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"O\n\x18\x42\x61tchSimilarItemsRequest\x12\x33\n\x08requests\x18\x01 \x03(\x0b\x32!.liveshelf.v1.SimilarItemsRequest\"\xcd\x01\n\x19\x42\x61tchSimilarItemsResponse\x12?\n\x07results\x18\x01 \x03(\x0b\x32..liveshelf.v1.BatchSimilarItemsResponse.Result\x1ao\n\x06Result\x12\x36\n\x08response\x18\x01 \x01(\x0b\x32\".liveshelf.v1.SimilarItemsResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\xba\x01\n\tEventItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x11\n\titem_name\x18\x02 \x01(\t\x12\x15\n\ritem_category\x18\x03 \x01(\t\x12\x12\n\nitem_brand\x18\x04 \x01(\t\x12\x12\n\x05price\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08quantity\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05index\x18\x07 \x01(\x05H\x02\x88\x01\x01\x42\x08\n\x06_priceB\x0b\n\t_quantityB\x08\n\x06_index\"\xac\x02\n\x05\x45vent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x11\n\tclient_id\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x1d\n\x10timestamp_micros\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12&\n\x05items\x18\x07 \x03(\x0b\x32\x17.liveshelf.v1.EventItem\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x16\n\x0etransaction_id\x18\t \x01(\t\x12\x13\n\x0bsearch_term\x18\n \x01(\t\x12\x10\n\x08\x63urrency\x18\x0b \x01(\t\x12\x12\n\x05value\x18\x0c \x01(\x01H\x01\x88\x01\x01\x42\x13\n\x11_timestamp_microsB\x08\n\x06_value\":\n\x13RecordEventsRequest\x12#\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x13.liveshelf.v1.Event\"]\n\x0c\x45ventRefusal\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\t\x12\x10\n\x08\x65xpected\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"V\n\x14RecordEventsResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x05\x12,\n\x08refusals\x18\x02 \x03(\x0b\x32\x1a.liveshelf.v1.EventRefusal2\x8c\x04\n\x15RecommendationService\x12L\n\tRecommend\x12\x1e.liveshelf.v1.RecommendRequest\x1a\x1f.liveshelf.v1.RecommendResponse\x12=\n\x04Rank\x12\x19.liveshelf.v1.RankRequest\x1a\x1a.liveshelf.v1.RankResponse\x12U\n\x0cSimilarItems\x12!.liveshelf.v1.SimilarItemsRequest\x1a\".liveshelf.v1.SimilarItemsResponse\x12[\n\x0e\x42\x61tchRecommend\x12#.liveshelf.v1.BatchRecommendRequest\x1a$.liveshelf.v1.BatchRecommendResponse\x12L\n\tBatchRank\x12\x1e.liveshelf.v1.BatchRankRequest\x1a\x1f.liveshelf.v1.BatchRankResponse\x12\x64\n\x11\x42\x61tchSimilarItems\x12&.liveshelf.v1.BatchSimilarItemsRequest\x1a\'.liveshelf.v1.BatchSimilarItemsResponse2e\n\x0c\x45ventService\x12U\n\x0cRecordEvents\x12!.liveshelf.v1.RecordEventsRequest\x1a\".liveshelf.v1.RecordEventsResponseB\x1cP\x01Z\x18liveshelf/v1;liveshelfv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'liveshelf.v1.recommendation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_SHOPPER']._serialized_start=51
-  _globals['_SHOPPER']._serialized_end=116
-  _globals['_RECOMMENDREQUEST']._serialized_start=119
-  _globals['_RECOMMENDREQUEST']._serialized_end=263
-  _globals['_RANKREQUEST']._serialized_start=265
-  _globals['_RANKREQUEST']._serialized_end=355
-  _globals['_SIMILARITEMSREQUEST']._serialized_start=357
-  _globals['_SIMILARITEMSREQUEST']._serialized_end=410
-  _globals['_SCOREDITEM']._serialized_start=413
-  _globals['_SCOREDITEM']._serialized_end=631
-  _globals['_RECOMMENDRESPONSE']._serialized_start=634
-  _globals['_RECOMMENDRESPONSE']._serialized_end=830
-  _globals['_RANKRESPONSE']._serialized_start=833
-  _globals['_RANKRESPONSE']._serialized_end=999
-  _globals['_SIMILARITEMSRESPONSE']._serialized_start=1001
-  _globals['_SIMILARITEMSRESPONSE']._serialized_end=1064
-  _globals['_RECOMMENDATIONSERVICE']._serialized_start=1067
-  _globals['_RECOMMENDATIONSERVICE']._serialized_end=1318
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'P\001Z\030liveshelf/v1;liveshelfv1'
+  _globals['_SHOPPER']._serialized_start=76
+  _globals['_SHOPPER']._serialized_end=141
+  _globals['_FILTERS']._serialized_start=144
+  _globals['_FILTERS']._serialized_end=294
+  _globals['_RECOMMENDREQUEST']._serialized_start=297
+  _globals['_RECOMMENDREQUEST']._serialized_end=503
+  _globals['_RANKREQUEST']._serialized_start=506
+  _globals['_RANKREQUEST']._serialized_end=644
+  _globals['_SIMILARITEMSREQUEST']._serialized_start=647
+  _globals['_SIMILARITEMSREQUEST']._serialized_end=788
+  _globals['_SCOREDITEM']._serialized_start=791
+  _globals['_SCOREDITEM']._serialized_end=1009
+  _globals['_STAGETIMING']._serialized_start=1011
+  _globals['_STAGETIMING']._serialized_end=1051
+  _globals['_RECOMMENDRESPONSE']._serialized_start=1054
+  _globals['_RECOMMENDRESPONSE']._serialized_end=1294
+  _globals['_RANKRESPONSE']._serialized_start=1297
+  _globals['_RANKRESPONSE']._serialized_end=1507
+  _globals['_SIMILARITEMSRESPONSE']._serialized_start=1510
+  _globals['_SIMILARITEMSRESPONSE']._serialized_end=1705
+  _globals['_BATCHRECOMMENDREQUEST']._serialized_start=1707
+  _globals['_BATCHRECOMMENDREQUEST']._serialized_end=1780
+  _globals['_BATCHRECOMMENDRESPONSE']._serialized_start=1783
+  _globals['_BATCHRECOMMENDRESPONSE']._serialized_end=1979
+  _globals['_BATCHRECOMMENDRESPONSE_RESULT']._serialized_start=1871
+  _globals['_BATCHRECOMMENDRESPONSE_RESULT']._serialized_end=1979
+  _globals['_BATCHRANKREQUEST']._serialized_start=1981
+  _globals['_BATCHRANKREQUEST']._serialized_end=2044
+  _globals['_BATCHRANKRESPONSE']._serialized_start=2047
+  _globals['_BATCHRANKRESPONSE']._serialized_end=2228
+  _globals['_BATCHRANKRESPONSE_RESULT']._serialized_start=2125
+  _globals['_BATCHRANKRESPONSE_RESULT']._serialized_end=2228
+  _globals['_BATCHSIMILARITEMSREQUEST']._serialized_start=2230
+  _globals['_BATCHSIMILARITEMSREQUEST']._serialized_end=2309
+  _globals['_BATCHSIMILARITEMSRESPONSE']._serialized_start=2312
+  _globals['_BATCHSIMILARITEMSRESPONSE']._serialized_end=2517
+  _globals['_BATCHSIMILARITEMSRESPONSE_RESULT']._serialized_start=2406
+  _globals['_BATCHSIMILARITEMSRESPONSE_RESULT']._serialized_end=2517
+  _globals['_EVENTITEM']._serialized_start=2520
+  _globals['_EVENTITEM']._serialized_end=2706
+  _globals['_EVENT']._serialized_start=2709
+  _globals['_EVENT']._serialized_end=3009
+  _globals['_RECORDEVENTSREQUEST']._serialized_start=3011
+  _globals['_RECORDEVENTSREQUEST']._serialized_end=3069
+  _globals['_EVENTREFUSAL']._serialized_start=3071
+  _globals['_EVENTREFUSAL']._serialized_end=3164
+  _globals['_RECORDEVENTSRESPONSE']._serialized_start=3166
+  _globals['_RECORDEVENTSRESPONSE']._serialized_end=3252
+  _globals['_RECOMMENDATIONSERVICE']._serialized_start=3255
+  _globals['_RECOMMENDATIONSERVICE']._serialized_end=3779
+  _globals['_EVENTSERVICE']._serialized_start=3781
+  _globals['_EVENTSERVICE']._serialized_end=3882
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,21 @@ class RecommendationServiceStub:
                 request_serializer=liveshelf_dot_v1_dot_recommendation__pb2.SimilarItemsRequest.SerializeToString,
                 response_deserializer=liveshelf_dot_v1_dot_recommendation__pb2.SimilarItemsResponse.FromString,
                 _registered_method=True)
+        self.BatchRecommend = channel.unary_unary(
+                '/liveshelf.v1.RecommendationService/BatchRecommend',
+                request_serializer=liveshelf_dot_v1_dot_recommendation__pb2.BatchRecommendRequest.SerializeToString,
+                response_deserializer=liveshelf_dot_v1_dot_recommendation__pb2.BatchRecommendResponse.FromString,
+                _registered_method=True)
+        self.BatchRank = channel.unary_unary(
+                '/liveshelf.v1.RecommendationService/BatchRank',
+                request_serializer=liveshelf_dot_v1_dot_recommendation__pb2.BatchRankRequest.SerializeToString,
+                response_deserializer=liveshelf_dot_v1_dot_recommendation__pb2.BatchRankResponse.FromString,
+                _registered_method=True)
+        self.BatchSimilarItems = channel.unary_unary(
+                '/liveshelf.v1.RecommendationService/BatchSimilarItems',
+                request_serializer=liveshelf_dot_v1_dot_recommendation__pb2.BatchSimilarItemsRequest.SerializeToString,
+                response_deserializer=liveshelf_dot_v1_dot_recommendation__pb2.BatchSimilarItemsResponse.FromString,
+                _registered_method=True)
 
 
 class RecommendationServiceServicer:
@@ -73,7 +88,28 @@ class RecommendationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SimilarItems(self, request, context):
-        """Items that shoppers look at together with one item; not logged.
+        """Items that shoppers look at together with one item; not logged, so it is safe to send again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRecommend(self, request, context):
+        """Several Recommend requests in one call, run side by side; each has its own answer or error, in the order of the requests.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRank(self, request, context):
+        """Several Rank requests in one call, likewise.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchSimilarItems(self, request, context):
+        """Several SimilarItems requests in one call, likewise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +132,21 @@ def add_RecommendationServiceServicer_to_server(servicer, server):
                     servicer.SimilarItems,
                     request_deserializer=liveshelf_dot_v1_dot_recommendation__pb2.SimilarItemsRequest.FromString,
                     response_serializer=liveshelf_dot_v1_dot_recommendation__pb2.SimilarItemsResponse.SerializeToString,
+            ),
+            'BatchRecommend': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRecommend,
+                    request_deserializer=liveshelf_dot_v1_dot_recommendation__pb2.BatchRecommendRequest.FromString,
+                    response_serializer=liveshelf_dot_v1_dot_recommendation__pb2.BatchRecommendResponse.SerializeToString,
+            ),
+            'BatchRank': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRank,
+                    request_deserializer=liveshelf_dot_v1_dot_recommendation__pb2.BatchRankRequest.FromString,
+                    response_serializer=liveshelf_dot_v1_dot_recommendation__pb2.BatchRankResponse.SerializeToString,
+            ),
+            'BatchSimilarItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchSimilarItems,
+                    request_deserializer=liveshelf_dot_v1_dot_recommendation__pb2.BatchSimilarItemsRequest.FromString,
+                    response_serializer=liveshelf_dot_v1_dot_recommendation__pb2.BatchSimilarItemsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -181,6 +232,164 @@ class RecommendationService:
             '/liveshelf.v1.RecommendationService/SimilarItems',
             liveshelf_dot_v1_dot_recommendation__pb2.SimilarItemsRequest.SerializeToString,
             liveshelf_dot_v1_dot_recommendation__pb2.SimilarItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRecommend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/liveshelf.v1.RecommendationService/BatchRecommend',
+            liveshelf_dot_v1_dot_recommendation__pb2.BatchRecommendRequest.SerializeToString,
+            liveshelf_dot_v1_dot_recommendation__pb2.BatchRecommendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/liveshelf.v1.RecommendationService/BatchRank',
+            liveshelf_dot_v1_dot_recommendation__pb2.BatchRankRequest.SerializeToString,
+            liveshelf_dot_v1_dot_recommendation__pb2.BatchRankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchSimilarItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/liveshelf.v1.RecommendationService/BatchSimilarItems',
+            liveshelf_dot_v1_dot_recommendation__pb2.BatchSimilarItemsRequest.SerializeToString,
+            liveshelf_dot_v1_dot_recommendation__pb2.BatchSimilarItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class EventServiceStub:
+    """Takes what shoppers did from backends that speak gRPC. The rules are those of the collector's POST /v1/events.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.RecordEvents = channel.unary_unary(
+                '/liveshelf.v1.EventService/RecordEvents',
+                request_serializer=liveshelf_dot_v1_dot_recommendation__pb2.RecordEventsRequest.SerializeToString,
+                response_deserializer=liveshelf_dot_v1_dot_recommendation__pb2.RecordEventsResponse.FromString,
+                _registered_method=True)
+
+
+class EventServiceServicer:
+    """Takes what shoppers did from backends that speak gRPC. The rules are those of the collector's POST /v1/events.
+    """
+
+    def RecordEvents(self, request, context):
+        """OK means that Kafka has acknowledged every event that is not among `refusals`. INVALID_ARGUMENT: no event of the request is valid.
+        After any other error send the same request again: an event with an `event_id` counts once, for 24 hours.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EventServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'RecordEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordEvents,
+                    request_deserializer=liveshelf_dot_v1_dot_recommendation__pb2.RecordEventsRequest.FromString,
+                    response_serializer=liveshelf_dot_v1_dot_recommendation__pb2.RecordEventsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'liveshelf.v1.EventService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('liveshelf.v1.EventService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class EventService:
+    """Takes what shoppers did from backends that speak gRPC. The rules are those of the collector's POST /v1/events.
+    """
+
+    @staticmethod
+    def RecordEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/liveshelf.v1.EventService/RecordEvents',
+            liveshelf_dot_v1_dot_recommendation__pb2.RecordEventsRequest.SerializeToString,
+            liveshelf_dot_v1_dot_recommendation__pb2.RecordEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

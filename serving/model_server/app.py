@@ -3,10 +3,11 @@
 import asyncio
 import gc
 import json
-import logging
+import re
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from threading import Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -15,32 +16,42 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import make_wsgi_app
-from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from liveshelf.errors import ConflictError
 from liveshelf.settings import Settings
+from serving.model_server.batching import Batcher, BatchingParameters
 from serving.model_server.config import ModelConfig
 from serving.model_server.manager import Manager
-from serving.model_server.services import ModelService, PredictionService
+from serving.model_server.runtime import Threads, start
+from serving.model_server.services import add_to_server
 
 MESSAGE_BYTES_MAX = 64 * 2**20
 WORKERS = 4  # models run at once: two cores, and a second pair so that a long run never holds up a short one alone
 REQUESTS_MAX = 64  # at once; more are refused with RESOURCE_EXHAUSTED, for their 100 ms would be over before their turn
 GRACE_S = 5.0  # for requests in flight at SIGTERM; a scorer waits 0.1 s for one
 SWITCH_INTERVAL_S = 0.0005
+MODEL_PATH = re.compile(r"/v1/models/(?P<model>[^/:]+)(/versions/(?P<version>\d+))?")
 
 log = structlog.get_logger("model_server")
 
 
-async def serve(settings: Settings, models: list[ModelConfig]) -> None:
+@dataclass(frozen=True)
+class Options:
+    """What TensorFlow Serving takes as flags, beside the models."""
+
+    threads: Threads = field(default_factory=Threads)
+    batching: BatchingParameters | None = None
+    """None: each request is run by itself."""
+
+
+async def serve(settings: Settings, models: list[ModelConfig], options: Options) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
         ConflictError: a port is taken.
+        SettingsError: TensorFlow is not there.
     """
-    logging.getLogger("tensorflow").setLevel(
-        logging.ERROR
-    )  # the session loader is "deprecated" since 2.0, and is what Serving is made of
+    version = start(options.threads)
     loop = asyncio.get_running_loop()
     statuses = health.aio.HealthServicer()
 
@@ -52,16 +63,19 @@ async def serve(settings: Settings, models: list[ModelConfig]) -> None:
     def on_change(model: str, available: bool) -> None:  # on the manager's thread
         asyncio.run_coroutine_threadsafe(statuses.set(model, answer.SERVING if available else answer.NOT_SERVING), loop)
 
-    manager = Manager(models, on_change)
+    manager = Manager(models, options.threads, on_change)
+    batcher = Batcher(options.batching) if options.batching else None
 
     with ThreadPoolExecutor(WORKERS, "model") as pool:
-        server = _grpc_server(settings, manager, pool, statuses)
+        server = _grpc_server(settings, statuses, _requests_max(options.batching))
+        add_to_server(server, manager, pool, batcher)
         http = _http_server(settings, manager)
         _settle_interpreter()
         Thread(target=http.serve_forever, name="http", daemon=True).start()
         await server.start()
         manager.start()
-        log.info("listening", address=f"{settings.host}:{settings.model_server_port}", models=manager.models)
+        address = f"{settings.host}:{settings.model_server_port}"
+        log.info("listening", address=address, models=manager.models, tensorflow=version, batching=batcher is not None)
 
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -71,20 +85,27 @@ async def serve(settings: Settings, models: list[ModelConfig]) -> None:
         await statuses.enter_graceful_shutdown()
         await server.stop(GRACE_S)  # refuses new requests, lets those in flight end
         await asyncio.to_thread(manager.stop)
+        if batcher:
+            await asyncio.to_thread(batcher.close)
         await asyncio.to_thread(http.shutdown)
         http.server_close()
     log.info("stopped")
 
 
-def _grpc_server(settings: Settings, manager: Manager, pool: ThreadPoolExecutor, statuses: Any) -> grpc.aio.Server:
+def _requests_max(batching: BatchingParameters | None) -> int:
+    """With batching it is the queue that refuses; what waits there must not count against those that run."""
+    if batching is None:
+        return REQUESTS_MAX
+    return REQUESTS_MAX + (batching.max_enqueued_batches + batching.num_batch_threads) * batching.max_batch_size
+
+
+def _grpc_server(settings: Settings, statuses: Any, requests_max: int) -> grpc.aio.Server:
     options = (
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
         ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
         ("grpc.so_reuseport", 0),  # else a second server would share the port, and every other request
     )
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=REQUESTS_MAX)
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(manager, pool), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(manager), server)
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=requests_max)
     health_pb2_grpc.add_HealthServicer_to_server(statuses, server)
     try:
         server.add_insecure_port(f"{settings.host}:{settings.model_server_port}")
@@ -97,18 +118,38 @@ def _http_server(settings: Settings, manager: Manager) -> WSGIServer:
     metrics = make_wsgi_app()
 
     def respond(environ: dict[str, Any], start_response: Any) -> Any:
-        if environ["PATH_INFO"] == "/metrics":
+        path = environ["PATH_INFO"]
+        if path in ("/metrics", "/monitoring/prometheus/metrics"):  # the second is where TensorFlow Serving has them
             return metrics(environ, start_response)
-        if environ["PATH_INFO"] == "/healthz":  # a shop that has no model yet is no fault of this server
-            start_response("200 OK", [("Content-Type", "application/json")])
-            return [json.dumps({"status": "ok", "models": {name: manager.available(name) for name in manager.models}}).encode()]
-        start_response("404 Not Found", [("Content-Type", "text/plain")])
-        return [b"/healthz or /metrics\n"]
+        if path == "/healthz":  # a shop that has no model yet is no fault of this server
+            status, body = "200 OK", {"status": "ok", "models": {name: manager.available(name) for name in manager.models}}
+        elif found := MODEL_PATH.fullmatch(path):
+            status, body = _status_json(manager, found["model"], found["version"])
+        else:
+            status, body = "404 Not Found", {"error": f"{path}: there are /healthz, /metrics and /v1/models/NAME[/versions/N]"}
+        start_response(status, [("Content-Type", "application/json")])
+        return [json.dumps(body, indent=1).encode()]
 
     try:
         return make_server(settings.host, settings.model_server_metrics_port, respond, WSGIServer, _Quiet)
     except OSError as error:
         raise _taken(settings.host, settings.model_server_metrics_port, "LIVESHELF_MODEL_SERVER_METRICS_PORT", error) from error
+
+
+def _status_json(manager: Manager, model: str, version: str | None) -> tuple[str, dict[str, Any]]:
+    """As tensorflow_serving/model_servers/http_rest_api_handler.cc answers GET /v1/models/NAME: GetModelStatus in protobuf's JSON, numbers of
+    64 bits and names as it writes them."""
+    states = manager.states(model)
+    if version is not None:
+        states = {number: state for number, state in states.items() if number == int(version)}
+    if not states:
+        what = f"version {version}" if version is not None else "any versions"
+        return "404 Not Found", {"error": f"Could not find {what} of model {model}"}
+    entries = []
+    for number, (state, error) in states.items():
+        code, message = (error.code.name, error.message) if error else ("OK", "")
+        entries.append({"version": str(number), "state": state.name, "status": {"error_code": code, "error_message": message}})
+    return "200 OK", {"model_version_status": entries}
 
 
 def _taken(host: str, port: int, name: str, error: Exception) -> ConflictError:
@@ -122,8 +163,7 @@ def _settle_interpreter() -> None:
     # waits that long several times over. Worst request over ten loads, three runs each on a fully loaded machine: 120-320 ms
     # with 5 ms, 36-210 ms with this.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    # Nothing imported so far will ever be garbage. Without this a full collection walks TensorFlow's 320,000 objects and stops every
-    # request for 300 ms (measured); with it, for under one.
+    # Nothing imported so far will ever be garbage; a full collection need not walk it while requests wait.
     gc.collect()
     gc.freeze()
 

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 from google.protobuf import text_format
-from tensorflow_serving.config import model_server_config_pb2 as pb
 
 from liveshelf.errors import SettingsError
 from liveshelf.settings import Settings
+from serving import tfserving_pb2 as pb
 from serving.model_server.status import ServingError, invalid_argument
 
 PLATFORM = "tensorflow"
@@ -78,9 +77,7 @@ def _model(entry: pb.ModelConfig) -> ModelConfig:
     if platform != PLATFORM:
         invalid_argument(f"Model {entry.name} requests unsupported platform {platform}")
     if not entry.name or not entry.base_path:
-        raise ServingError(
-            grpc.StatusCode.INVALID_ARGUMENT, f"a model needs a name and a base_path, got {entry.name!r}, {entry.base_path!r}"
-        )
+        invalid_argument(f"a model needs a name and a base_path, got {entry.name!r}, {entry.base_path!r}")
     policy = entry.model_version_policy
     return ModelConfig(
         entry.name,

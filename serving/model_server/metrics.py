@@ -16,3 +16,9 @@ LOAD_SECONDS = Histogram(
 )
 AVAILABLE_VERSIONS = Gauge("liveshelf_model_server_available_versions", "Versions that can be asked now", ["model"])
 LATEST_VERSION = Gauge("liveshelf_model_server_latest_version", "Highest version that can be asked now; 0: none", ["model"])
+BATCH_ROWS = Histogram(
+    "liveshelf_model_server_batch_rows",
+    "Rows of a batch before padding, when requests are batched",
+    ["model"],
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)

@@ -1,68 +1,90 @@
-"""One loaded version of a model: a SavedModel in a TensorFlow session, as TensorFlow Serving runs it.
+"""One loaded version of a model: what its signatures ask for, and a session to run them in."""
 
-A session and not `tf.saved_model.load`: measured for 500 candidates with 17 features, numpy in and out, a session callable takes
-0.17 ms and a loaded signature function 0.77 ms; it fetches only the outputs asked for; and closing it gives the memory back.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from serving.model_server.status import ServingError, from_tensorflow, invalid_argument
-from serving.tensors import Array, decode_tensor, shape_of, type_name
+from serving import tfserving_pb2 as pb
+from serving.model_server.runtime import ParseError, Session, Threads, Value
+from serving.model_server.status import ServingError, invalid_argument
+from serving.model_server.warmup import warmup_requests
+from serving.tensors import BYTES_MAX, itemsize, shape_of, type_name
 
-TAG = "serve"
 DEFAULT_SIGNATURE = "serving_default"
-WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
-WARMUP_RECORDS_MAX = 1000  # tensorflow_serving/servables/tensorflow/saved_model_warmup_util.h, kMaxNumRecords
-CALLABLES_MAX = 256  # (signature, outputs) pairs kept compiled; a filter is the caller's choice, so it needs a bound
+VARIABLES = Path("variables", "variables.index")
+ENDPOINTS_MAX = 256  # (signature, outputs) pairs kept resolved; a filter is the caller's choice, so it needs a bound
 
 
-class _Signature(NamedTuple):
+@dataclass(frozen=True)
+class Signature:
     inputs: dict[str, Any]
     """Alias → TensorInfo, in alphabetical order, as in the C++ server's std::map."""
     outputs: dict[str, Any]
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, bytes]
+
+    @cached_property
+    def has_batch_axis(self) -> bool:
+        """Whether every input and output leaves its first axis open: only then may requests be joined along it."""
+        shapes = [info.tensor_shape for info in (*self.inputs.values(), *self.outputs.values())]
+        return bool(self.inputs) and all(not s.unknown_rank and s.dim and s.dim[0].size == -1 for s in shapes)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that fits its signature."""
+
+    key: str
+    """Name of the signature."""
+    inputs: tuple[bytes, ...]
+    """Serialised TensorProtos, in the signature's order."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Theirs."""
+    aliases: tuple[str, ...]
+    """Outputs to fetch, sorted."""
+    all_outputs: bool
+
+    def of(self, inputs: Sequence[bytes]) -> "Call":
+        """The same call of other tensors."""
+        return replace(self, inputs=tuple(inputs))
 
 
 class Servable:
-    """Loads in the constructor.
+    def __init__(self, name: str, version: int, path: Path, threads: Threads, loader: Executor) -> None:
+        """Load the version and run its warm-up requests, so that its first real request is as quick as its second. See Session for `loader`.
 
-    Raises:
-        ServingError: what is in `path` is not a SavedModel that can be served, or its warm-up failed.
-    """
-
-    def __init__(self, name: str, version: int, path: Path) -> None:
-        import tensorflow as tf
-
+        Raises:
+            ServingError: what is in `path` is not a SavedModel that can be served, or its warm-up failed.
+        """
         self.name, self.version = name, version
-        self._refs, self._retired, self._closed = 0, False, False
-        self._on_close: Callable[[], None] | None = None
+        self.single: set[str] = set()
+        """Signatures whose requests must not share a batch, as turned out."""
+        self._refs, self._retired = 0, False
+        self._on_idle: Callable[[], None] | None = None
         self._lock = Lock()
-        self._callables: dict[tuple[str, tuple[str, ...]], Callable[..., list[Array]]] = {}
-        # One thread per request and none besides: the ops of our models take microseconds, so handing them to a pool costs more than it
-        # gains (0.17 ms against 0.30 ms with a pool of one, and 0.34 ms with two intra-op threads). Both cores are used by
-        # requests side by side. -1 is documented in config.proto: "all operations are performed in caller's thread".
-        options = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=-1)
-        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=options)
+        self._endpoints: dict[tuple[str, tuple[str, ...]], tuple[Any, Any]] = {}
+        self._session = Session(path, threads, loader)
         try:
-            with self._session.graph.as_default():
-                meta_graph = tf.compat.v1.saved_model.load(self._session, [TAG], str(path))
-            self.signature_defs: dict[str, Any] = dict(meta_graph.signature_def)
+            if self._session.meta_graph.saver_def and not (path / VARIABLES).is_file():
+                # TensorFlow takes that for a model without variables (tensorflow/cc/saved_model/loader.cc, RunRestore), and every request fails.
+                raise ServingError(grpc.StatusCode.NOT_FOUND, f"{path / VARIABLES} is missing: the export is not complete")
+            self.signature_defs: dict[str, Any] = dict(self._session.meta_graph.signature_def)
             signatures = {key: _signature(definition) for key, definition in self.signature_defs.items()}
-            self._signatures = {key: signature for key, signature in signatures.items() if signature.outputs}
-            self._warm_up(path)
+            self.signatures = {key: signature for key, signature in signatures.items() if signature.outputs}
+            for request in warmup_requests(path):
+                self.run(self.prepare(request), in_loader=True)
         except ServingError:
             self._session.close()
             raise
-        except Exception as error:  # a broken model may fail anywhere in TensorFlow, with any type
-            self._session.close()
-            raise from_tensorflow(error) from error
 
-    # Requests in flight keep the version alive: `acquire` … `release`.
+    # Requests in flight keep the version alive: `acquire`, or `hold` for what outlives its request, … `release`.
 
     def acquire(self) -> bool:
         """Begin a request; False when the version is on its way out."""
@@ -72,91 +94,85 @@ class Servable:
             self._refs += 1
             return True
 
+    def hold(self) -> None:
+        """Once more, by somebody who has it already."""
+        with self._lock:
+            assert self._refs, (self.name, self.version)
+            self._refs += 1
+
     def release(self) -> None:
         with self._lock:
             self._refs -= 1
             last = self._retired and not self._refs
-        if last:
-            self._close()
+        if last and self._on_idle:
+            self._on_idle()
 
-    def retire(self, on_close: Callable[[], None]) -> None:
-        """Take no new request; free the version when the last one is done, then call `on_close`."""
+    def retire(self, on_idle: Callable[[], None]) -> None:
+        """Take no new request, and call `on_idle` when the last one is done: then it may be closed."""
         with self._lock:
-            self._retired, self._on_close = True, on_close
+            self._retired, self._on_idle = True, on_idle
             last = not self._refs
         if last:
-            self._close()
+            on_idle()
 
-    def _close(self) -> None:
-        self._callables.clear()
+    def close(self) -> None:
+        self._endpoints.clear()
         self._session.close()
-        if self._on_close:
-            self._on_close()
 
-    def predict(self, request: Any) -> tuple[str, dict[str, Array]]:
-        """Answer a PredictRequest: signature name, and output alias → array.
+    @cached_property
+    def metadata(self) -> Any:
+        """SignatureDefMap"""
+        return pb.SignatureDefMap(signature_def=self.signature_defs)
+
+    def prepare(self, request: Any) -> Call:
+        """What a RawPredictRequest asks for.
 
         Raises:
             ServingError: in the order and words of tensorflow_serving/servables/tensorflow/predict_util.cc (RunPredict,
                 VerifyRequestInputsSize, PreProcessPrediction) and tensorflow/cc/saved_model/util.cc (GetInputValues).
         """
         key = request.model_spec.signature_name or DEFAULT_SIGNATURE
-        signature = self._signatures.get(key)
+        signature = self.signatures.get(key)
         if signature is None:
             raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{key}" not found.')
-        feeds = _feeds(signature, request.inputs)
+        inputs, shapes = _inputs(signature, request.inputs)
         aliases = _fetches(signature, request.output_filter)
+        return Call(key, inputs, shapes, aliases, len(aliases) == len(signature.outputs))
+
+    def run(self, call: Call, in_loader: bool = False) -> dict[str, Value]:
+        """Output alias → value.
+
+        Raises:
+            ServingError: an input does not parse, or an op refused.
+        """
+        feeds, fetches = self._resolved(call.key, call.aliases)
         try:
-            return key, dict(zip(aliases, self._callable(key, aliases)(*feeds), strict=True))
-        except Exception as error:  # whatever an op raises is the request's error, not the server's
-            raise from_tensorflow(error) from error
+            return dict(zip(call.aliases, self._session.run(feeds, call.inputs, fetches, in_loader), strict=True))
+        except ParseError as error:
+            alias = list(self.signatures[call.key].inputs)[error.index]
+            invalid_argument(f"tensor parsing error: {alias}")
 
-    def _callable(self, key: str, aliases: tuple[str, ...]) -> Callable[..., list[Array]]:
-        found = self._callables.get((key, aliases))
-        if found is not None:
-            return found
-        from tensorflow.core.protobuf import config_pb2
-
-        signature = self._signatures[key]
-        options = config_pb2.CallableOptions(
-            feed=[info.name for info in signature.inputs.values()],
-            fetch=[signature.outputs[alias].name for alias in aliases],
-        )
-        # Private, and worth it: the public make_callable(feed_list=…) looks at each feed again in Python, 0.40 ms instead of 0.17 ms.
-        # TensorFlow is pinned to 2.21, and the contract suite runs through here.
-        made: Callable[..., list[Array]] = self._session._make_callable_from_options(options)
-        with self._lock:
-            if len(self._callables) < CALLABLES_MAX:
-                self._callables[key, aliases] = made
-        return made
-
-    def _warm_up(self, path: Path) -> None:
-        """Compile every signature, and run the requests that the exporter left: the first real request is then as quick as the second."""
-        import tensorflow as tf
-        from tensorflow_serving.apis import prediction_log_pb2
-
-        for key, signature in self._signatures.items():
-            self._callable(key, tuple(signature.outputs))
-        file = path / WARMUP_FILE
-        if not file.is_file():
-            return
-        for count, record in enumerate(tf.compat.v1.io.tf_record_iterator(str(file)), start=1):
-            if count > WARMUP_RECORDS_MAX:
-                invalid_argument(f"Number of warmup records exceeds the maximum ({WARMUP_RECORDS_MAX}) at {file}")
-            log = prediction_log_pb2.PredictionLog.FromString(record)
-            if log.HasField("predict_log"):  # the other kinds belong to the calls that this server does not answer
-                self.predict(log.predict_log.request)
+    def _resolved(self, key: str, aliases: tuple[str, ...]) -> tuple[Any, Any]:
+        found = self._endpoints.get((key, aliases))
+        if found is None:
+            signature = self.signatures[key]
+            feeds = self._session.endpoints([info.name for info in signature.inputs.values()])
+            found = feeds, self._session.endpoints([signature.outputs[alias].name for alias in aliases])
+            with self._lock:
+                if len(self._endpoints) < ENDPOINTS_MAX:
+                    self._endpoints[key, aliases] = found
+        return found
 
 
-def _signature(definition: Any) -> _Signature:
+def _signature(definition: Any) -> Signature:
     # A tensor is named op:index. What is not (composite tensors, the init op that SavedModels list as a signature) fits no Predict.
     inputs = {alias: definition.inputs[alias] for alias in sorted(definition.inputs) if ":" in definition.inputs[alias].name}
     outputs = {alias: definition.outputs[alias] for alias in sorted(definition.outputs) if ":" in definition.outputs[alias].name}
-    return _Signature(inputs, outputs, definition.defaults)
+    return Signature(inputs, outputs, dict(definition.defaults))
 
 
-def _feeds(signature: _Signature, given: Mapping[str, Any]) -> list[Array]:
-    """The signature's inputs as arrays, in its order, each of the type and shape that the signature names."""
+def _inputs(signature: Signature, given: Mapping[str, bytes]) -> tuple[tuple[bytes, ...], tuple[tuple[int, ...], ...]]:
+    """The signature's inputs in its order, each of the type and shape that the signature names, and their shapes."""
     wanted = signature.inputs
     if len(given) > len(wanted) or (len(given) < len(wanted) and not signature.defaults):
         sent, missing = sorted(set(given) - set(wanted)), sorted(set(wanted) - set(given))
@@ -164,7 +180,7 @@ def _feeds(signature: _Signature, given: Mapping[str, Any]) -> list[Array]:
             f"input size does not match signature: {len(given)}!={len(wanted)} len({{{','.join(sorted(given))}}}) != "
             f"len({{{','.join(wanted)}}}). Sent extra: {{{','.join(sent)}}}. Missing but required: {{{','.join(missing)}}}."
         )
-    feeds: list[Array] = []
+    tensors, shapes = [], []
     for index, (alias, info) in enumerate(wanted.items()):
         tensor = given[alias] if alias in given else signature.defaults.get(alias)
         if tensor is None:
@@ -172,20 +188,29 @@ def _feeds(signature: _Signature, given: Mapping[str, Any]) -> list[Array]:
                 f"Signature input alias: {alias}(feed name: {info.name}) not found in request and no default value provided. Inputs "
                 f"expected to be in the request {{{','.join(sorted(given))}}}, or default input alias set: {','.join(sorted(signature.defaults))}"
             )
-        if tensor.dtype != info.dtype:  # tensorflow/core/framework/function.cc, FunctionCallFrame::SetArgs
-            invalid_argument(
-                f"Expects arg[{index}] to be {type_name(info.dtype)} but {type_name(tensor.dtype)} is provided (input {alias})"
-            )
-        # TensorFlow Serving leaves shapes to the ops; saying it here names the input, with the same code.
-        _check_shape(alias, shape_of(tensor), info.tensor_shape)
         try:
-            feeds.append(decode_tensor(tensor))
-        except ValueError as error:
-            invalid_argument(f"tensor parsing error: {alias}: {error}")
-    return feeds
+            head = pb.TensorHead.FromString(tensor)
+        except DecodeError:
+            invalid_argument(f"tensor parsing error: {alias}")
+        if head.dtype != info.dtype:  # tensorflow/core/framework/function.cc, FunctionCallFrame::SetArgs
+            invalid_argument(
+                f"Expects arg[{index}] to be {type_name(info.dtype)} but {type_name(head.dtype)} is provided (input {alias})"
+            )
+        shape = shape_of(head)
+        _check_shape(alias, shape, head.tensor_shape.unknown_rank, info)
+        tensors.append(tensor)
+        shapes.append(shape)
+    return tuple(tensors), tuple(shapes)
 
 
-def _check_shape(alias: str, shape: tuple[int, ...], wanted: Any) -> None:
+def _check_shape(alias: str, shape: tuple[int, ...], unknown_rank: bool, info: Any) -> None:
+    """TensorFlow Serving leaves shapes to the ops; saying it here names the input, with the same code. It also parses a small message that
+    claims a huge shape, and dies of it; here it is refused."""
+    if unknown_rank or any(size < 0 for size in shape):
+        invalid_argument(f"tensor parsing error: {alias}: shape {shape} is not fully known")
+    if prod(shape) * itemsize(info.dtype) > BYTES_MAX:
+        invalid_argument(f"tensor parsing error: {alias}: shape {shape} is over {BYTES_MAX} bytes")
+    wanted = info.tensor_shape
     if wanted.unknown_rank:
         return
     sizes = [dim.size for dim in wanted.dim]
@@ -194,8 +219,8 @@ def _check_shape(alias: str, shape: tuple[int, ...], wanted: Any) -> None:
         invalid_argument(f"input {alias} has shape [{','.join(map(str, shape))}], the signature wants [{want}]")
 
 
-def _fetches(signature: _Signature, output_filter: Any) -> tuple[str, ...]:
-    """The outputs to compute, sorted: one compiled callable serves every order of the same filter."""
+def _fetches(signature: Signature, output_filter: Any) -> tuple[str, ...]:
+    """The outputs to compute, sorted: they are resolved once for every order of the same filter."""
     if not output_filter:
         return tuple(signature.outputs)
     seen: set[str] = set()

@@ -13,30 +13,49 @@ from typing import Any
 
 import grpc
 import structlog
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_management_pb2,
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-)
 
+from serving import tfserving_pb2 as pb
+from serving.model_server.batching import Batcher
 from serving.model_server.config import models_of
 from serving.model_server.manager import Manager
 from serving.model_server.metrics import PREDICT_SECONDS, REQUESTS
+from serving.model_server.runtime import Value
 from serving.model_server.status import ServingError, invalid_argument
-from serving.tensors import encode_tensor
+from serving.tensors import write_answer
 
 RELOAD_WAIT_S = 60.0  # for a new model to come up; a caller's shorter deadline wins
+SIGNATURES_TYPE = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 
 log = structlog.get_logger("model_server")
+Handler = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
 
 
-async def _answer(context: grpc.aio.ServicerContext, method: str, model: str, work: Callable[[], Awaitable[Any]]) -> Any:
+def add_to_server(server: grpc.aio.Server, manager: Manager, pool: Executor, batcher: Batcher | None) -> None:
+    """Answer both services. `pool` runs the models; with a `batcher`, what can share a batch goes there instead."""
+    prediction, models = PredictionService(manager, pool, batcher), ModelService(manager)
+    calls: dict[str, dict[str, tuple[Handler, Any]]] = {
+        "PredictionService": {
+            "Predict": (prediction.predict, pb.RawPredictRequest.FromString),
+            "GetModelMetadata": (prediction.metadata, pb.GetModelMetadataRequest.FromString),
+            **{name: (_unimplemented(name), None) for name in ("Classify", "Regress", "MultiInference")},
+        },
+        "ModelService": {
+            "GetModelStatus": (models.status, pb.GetModelStatusRequest.FromString),
+            "HandleReloadConfigRequest": (models.reload, pb.ReloadConfigRequest.FromString),
+        },
+    }
+    for service, methods in calls.items():
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(handler, read, lambda answer: answer.SerializeToString())
+            for name, (handler, read) in methods.items()
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(f"tensorflow.serving.{service}", handlers),))
+
+
+async def _answer(context: grpc.aio.ServicerContext, method: str, model: str, work: Awaitable[Any]) -> Any:
     """Count the call, and turn a ServingError into its gRPC status. Names of models that are not served do not become labels."""
     try:
-        response = await work()
+        response = await work
     except ServingError as error:
         REQUESTS.labels(method, "" if error.code is grpc.StatusCode.NOT_FOUND else model, error.code.name).inc()
         log.warning("refused", method=method, model=model, code=error.code.name, error=error.message)
@@ -55,102 +74,98 @@ def _require_spec(request: Any) -> None:
         invalid_argument("Missing ModelSpec")
 
 
-class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]  # generated, untyped
-    def __init__(self, manager: Manager, pool: Executor) -> None:
-        """`pool` runs the models."""
-        self._manager, self._pool = manager, pool
+class PredictionService:
+    def __init__(self, manager: Manager, pool: Executor, batcher: Batcher | None) -> None:
+        self._manager, self._pool, self._batcher = manager, pool, batcher
 
-    async def Predict(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
-        async def work() -> Any:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self._predict, request)
+    async def predict(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        return await _answer(context, "Predict", request.model_spec.name, self._predict(request))
 
-        return await _answer(context, "Predict", request.model_spec.name, work)
-
-    def _predict(self, request: Any) -> Any:
+    async def _predict(self, request: Any) -> Any:
         began = time.perf_counter()
         _require_spec(request)
-        response = predict_pb2.PredictResponse()
         with self._manager.servable(request.model_spec) as servable:
-            signature, outputs = servable.predict(request)
-            name, version = servable.name, servable.version
-        response.model_spec.name = name
-        response.model_spec.version.value = version
-        response.model_spec.signature_name = signature
-        for alias, array in outputs.items():
-            encode_tensor(array, response.outputs[alias])
-        PREDICT_SECONDS.labels(name, signature).observe(time.perf_counter() - began)
+            call = servable.prepare(request)
+            if self._batcher and self._batcher.takes(servable, call):
+                outputs = await self._batcher.run(servable, call)
+            else:
+                servable.hold()  # a request that is cancelled leaves, and its run goes on
+                running = self._pool.submit(servable.run, call)
+                running.add_done_callback(lambda _: servable.release())
+                outputs = await asyncio.wrap_future(running)
+            response = _response(servable.name, servable.version, call.key, outputs)
+            PREDICT_SECONDS.labels(servable.name, call.key).observe(time.perf_counter() - began)
         return response
 
-    async def GetModelMetadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
+    async def metadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        return await _answer(context, "GetModelMetadata", request.model_spec.name, self._metadata(request))
+
+    async def _metadata(self, request: Any) -> Any:
         """Words of tensorflow_serving/servables/tensorflow/get_model_metadata_impl.cc."""
-
-        async def work() -> Any:
-            _require_spec(request)
-            if not request.metadata_field:
-                invalid_argument("GetModelMetadataRequest must specify at least one metadata_field")
-            for field in request.metadata_field:
-                if field != "signature_def":
-                    invalid_argument(f"Metadata field {field} is not supported")
-            response = get_model_metadata_pb2.GetModelMetadataResponse()
-            with self._manager.servable(request.model_spec) as servable:
-                signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=servable.signature_defs)
-                response.model_spec.name = servable.name
-                response.model_spec.version.value = servable.version
-            response.metadata["signature_def"].Pack(signatures)
-            return response
-
-        return await _answer(context, "GetModelMetadata", request.model_spec.name, work)
-
-    async def Classify(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
-        await _unimplemented(context, "Classify")
-
-    async def Regress(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
-        await _unimplemented(context, "Regress")
-
-    async def MultiInference(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
-        await _unimplemented(context, "MultiInference")
+        _require_spec(request)
+        if not request.metadata_field:
+            invalid_argument("GetModelMetadataRequest must specify at least one metadata_field")
+        for field in request.metadata_field:
+            if field != "signature_def":
+                invalid_argument(f"Metadata field {field} is not supported")
+        response = pb.GetModelMetadataResponse()
+        with self._manager.servable(request.model_spec) as servable:
+            found = response.metadata["signature_def"]
+            found.type_url, found.value = SIGNATURES_TYPE, servable.metadata.SerializeToString()
+            response.model_spec.name = servable.name
+            response.model_spec.version.value = servable.version
+        return response
 
 
-async def _unimplemented(context: grpc.aio.ServicerContext, method: str) -> None:
-    REQUESTS.labels(method, "", "UNIMPLEMENTED").inc()
-    message = f"{method} is not answered by this model server; use Predict, or TensorFlow Serving."
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, message)
+def _response(name: str, version: int, signature: str, outputs: dict[str, Value]) -> Any:
+    response = pb.PredictResponse()
+    response.model_spec.name = name
+    response.model_spec.version.value = version
+    response.model_spec.signature_name = signature
+    for alias, value in outputs.items():
+        write_answer(value.dtype, value.shape, value.content, response.outputs[alias])
+    return response
 
 
-class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]  # generated, untyped
+def _unimplemented(method: str) -> Handler:
+    async def refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
+        REQUESTS.labels(method, "", "UNIMPLEMENTED").inc()
+        message = f"{method} is not answered by this model server; use Predict, or TensorFlow Serving."
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, message)
+
+    return refuse
+
+
+class ModelService:
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
 
-    async def GetModelStatus(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
+    async def status(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        return await _answer(context, "GetModelStatus", request.model_spec.name, self._status(request))
+
+    async def _status(self, request: Any) -> Any:
         """Words of tensorflow_serving/model_servers/get_model_status_impl.cc, which looks at no labels either."""
+        _require_spec(request)
+        spec = request.model_spec
+        states = self._manager.states(spec.name)
+        if spec.HasField("version"):
+            version = spec.version.value
+            if version not in states:
+                raise ServingError(grpc.StatusCode.NOT_FOUND, f"Could not find version {version} of model {spec.name}")
+            states = {version: states[version]}
+        elif not states:
+            raise ServingError(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {spec.name}")
+        response = pb.GetModelStatusResponse()
+        for version, (state, error) in states.items():
+            status = pb.Status(error_code=error.number, error_message=error.message) if error else pb.Status()
+            response.model_version_status.add(version=version, state=int(state), status=status)
+        return response
 
-        async def work() -> Any:
-            _require_spec(request)
-            spec = request.model_spec
-            states = self._manager.states(spec.name)
-            if spec.HasField("version"):
-                version = spec.version.value
-                if version not in states:
-                    raise ServingError(grpc.StatusCode.NOT_FOUND, f"Could not find version {version} of model {spec.name}")
-                states = {version: states[version]}
-            elif not states:
-                raise ServingError(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {spec.name}")
-            response = get_model_status_pb2.GetModelStatusResponse()
-            for version, (state, error) in states.items():
-                entry = response.model_version_status.add(version=version, state=int(state))
-                entry.status.error_code = error.number if error else 0
-                entry.status.error_message = error.message if error else ""
-            return response
+    async def reload(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        left = context.time_remaining()
+        timeout_s = RELOAD_WAIT_S if left is None else min(RELOAD_WAIT_S, left)
+        return await _answer(context, "HandleReloadConfigRequest", "", self._reload(request, timeout_s))
 
-        return await _answer(context, "GetModelStatus", request.model_spec.name, work)
-
-    async def HandleReloadConfigRequest(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
-        async def work() -> Any:
-            left = context.time_remaining()
-            timeout_s = RELOAD_WAIT_S if left is None else min(RELOAD_WAIT_S, left)
-            await asyncio.to_thread(self._manager.reload, models_of(request.config), timeout_s)
-            response = model_management_pb2.ReloadConfigResponse()
-            response.status.error_code = 0
-            return response
-
-        return await _answer(context, "HandleReloadConfigRequest", "", work)
+    async def _reload(self, request: Any, timeout_s: float) -> Any:
+        await asyncio.to_thread(self._manager.reload, models_of(request.config), timeout_s)
+        return pb.ReloadConfigResponse(status=pb.Status())

@@ -5,7 +5,7 @@ from typing import NoReturn
 import grpc
 
 # TensorFlow's error codes are gRPC's, number by number (tensorflow/core/protobuf/error_codes.proto).
-_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class ServingError(Exception):
@@ -18,12 +18,6 @@ class ServingError(Exception):
     @property
     def number(self) -> int:
         return int(self.code.value[0])
-
-
-def from_tensorflow(error: Exception) -> ServingError:
-    """A TensorFlow error keeps its code; anything else (a file that does not parse is an OSError) is UNKNOWN."""
-    code = _CODES.get(getattr(error, "error_code", None) or 2, grpc.StatusCode.UNKNOWN)
-    return ServingError(code, str(getattr(error, "message", None) or error))
 
 
 def invalid_argument(message: str) -> NoReturn:
