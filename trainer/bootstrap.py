@@ -9,13 +9,14 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-import msgspec
 import numpy as np
 
+from features.encoder import Encoder
 from features.events import ENGAGEMENT, Event
-from features.fold import ItemDelta, fold_item, fold_shopper
+from features.feature_set import FeatureSet
+from features.fold import FOLDED, Fold, event_key
 from features.items import ItemTable
-from features.rows import CatalogItem, FeaturesAsServed, ItemRow, ShopperRow
+from features.rows import CatalogItem, ItemRow, ShopperRow
 from trainer.log import Logged
 from trainer.samples import UNKNOWN, Sample
 
@@ -38,13 +39,15 @@ def merge(partitions: Iterable[Iterable[Logged[Event]]]) -> Iterator[Logged[Even
     return heapq.merge(*partitions, key=lambda logged: logged.record.time_ms)
 
 
-def replay(events: list[Logged[Event]], catalog: Iterable[CatalogItem], seed: int) -> Iterator[tuple[str, Sample]]:
+def replay(
+    events: list[Logged[Event]], catalog: Iterable[CatalogItem], seed: int, features: FeatureSet
+) -> Iterator[tuple[str, Sample]]:
     """Fold `events` (merged) and yield (event id, sample) for the latest SAMPLES_MAX engagement events that follow an earlier item.
 
     A repeated click or view of the shopper's latest item is one step with it, as in the fold, and makes no sample; nor does an item
     that no event and no catalog record had named before: no shelf could have held it.
     """
-    past = _Past(catalog, seed)
+    past = _Past(catalog, seed, features)
     first = _first_sampled(events)
     for sequence, logged in enumerate(events):
         if sequence >= first:
@@ -63,17 +66,18 @@ def _first_sampled(events: list[Logged[Event]]) -> int:
 class _Past:
     """What was known up to now. `sample` reads it, `fold` moves it past one event."""
 
-    def __init__(self, catalog: Iterable[CatalogItem], seed: int) -> None:
+    def __init__(self, catalog: Iterable[CatalogItem], seed: int, features: FeatureSet) -> None:
+        self._features, self._fold, self._encoder = features, Fold(features), Encoder(features)
         self._shoppers: dict[str, ShopperRow] = {}
         self._rows: dict[str, ItemRow] = {}
-        self._items = ItemTable()
+        self._items = ItemTable(features)
         for item in catalog:
             self._items.apply_catalog(item)
         self._negatives = _Negatives(seed)
 
     def sample(self, event: Event) -> Sample | None:
         row = self._shoppers.get(event.shopper)
-        if event.event_name not in ENGAGEMENT or row is None or not row.recent_items or event.event_id in row.event_ids:
+        if event.event_name not in ENGAGEMENT or row is None or not row.recent_items or event_key(event.event_id) in row.seen:
             return None
         wanted = list(dict.fromkeys(item.item_id for item in event.items if item.item_id in self._items))[:POSITIVES_MAX]
         clicked = event.event_name in ("select_item", "view_item")
@@ -84,25 +88,24 @@ class _Past:
         # Whether a shopper who carts or buys here would have clicked is not known: those clicks are events of their own.
         label = [1.0 if clicked else UNKNOWN, float(event.event_name == "add_to_cart"), float(event.event_name == "purchase")]
         miss = [0.0 if clicked else UNKNOWN, 0.0, 0.0]
-        served = FeaturesAsServed(
-            time_ms=event.time_ms,
-            shopper=_copy(row),
-            candidates=self._items.columns(wanted + others, row, event.time_ms),
-        )
-        return Sample(served, [label] * len(wanted) + [miss] * len(others), served=False)
+        shopper = self._encoder.shopper(row, event.time_ms)
+        candidates = self._encoder.candidates(row, self._items.columns(wanted + others, row, event.time_ms), event.time_ms)
+        return Sample(shopper | candidates, [label] * len(wanted) + [miss] * len(others), served=False)
 
     def fold(self, logged: Logged[Event], sequence: int) -> None:
         event = logged.record
-        row = self._shoppers.setdefault(event.shopper, ShopperRow(event.shopper))
-        deltas = fold_shopper(row, event, logged.partition, logged.offset)
-        by_item: dict[str, list[ItemDelta]] = {}
-        for delta in deltas:
-            by_item.setdefault(delta.item, []).append(delta)
-        for item, of_item in by_item.items():
-            into = self._rows.setdefault(item, ItemRow(item, partition=0))  # one merged order, so one contribution an item
-            fold_item(into, of_item, sequence)
+        row = self._shoppers.get(event.shopper)
+        if row is None:
+            row = self._shoppers[event.shopper] = self._features.shopper(event.shopper)
+        said = self._fold.shopper(row, event, logged.partition, logged.offset)
+        weights = self._fold.item_weights(event)
+        for touch in said.touches:
+            into = self._rows.get(touch.item)
+            if into is None:  # one merged order, so one contribution an item
+                into = self._rows[touch.item] = self._features.item(touch.item, 0)
+            self._fold.item(into, touch, event.event_name, weights, sequence)
             self._items.apply(into)
-        if deltas and event.event_name in ENGAGEMENT:
+        if said.outcome == FOLDED and event.event_name in ENGAGEMENT:
             for shown in event.items:
                 self._negatives.saw(shown.item_id)
 
@@ -143,17 +146,3 @@ class _Negatives:
         if not self._uniform:
             self._uniform.extend(self._rng.random(4096).tolist())
         return self._uniform.popleft()
-
-
-def _copy(row: ShopperRow) -> ShopperRow:
-    """A copy that later folds leave alone; event ids are not a feature and stay behind."""
-    return msgspec.structs.replace(
-        row,
-        recent_items=list(row.recent_items),
-        recent_events=list(row.recent_events),
-        recent_times_ms=list(row.recent_times_ms),
-        counts=dict(row.counts),
-        category_affinity=dict(row.category_affinity),
-        brand_affinity=dict(row.brand_affinity),
-        event_ids=[],
-    )

@@ -1,6 +1,6 @@
 """Checkpoints: the trainer's whole state in one directory each, written whole or not at all, and checked when read.
 
-    checkpoints/<model>/00000012/
+    checkpoints/<model>/<feature version>/00000012/
         state.json      offsets, versions, release, counts
         learner.npz     weights, optimiser state, vocabulary, frequencies
         samples.npz     reservoir and unseen samples
@@ -18,8 +18,8 @@ import msgspec
 import numpy as np
 import structlog
 
-from features.rows import FEATURE_VERSION
 from liveshelf.errors import ConflictError, CorruptError
+from liveshelf.settings import Settings
 from streams.records import Release
 from trainer.directory import sync
 from trainer.samples import Array, Samples
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 KEPT = 3  # the newest, and two to fall back on
 PARTIAL = ".partial-"
-FORMAT = 1
+FORMAT = 2
 FILES = ("state.json", "learner.npz", "samples.npz")
 
 Arrays = dict[str, Array]
@@ -38,7 +38,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """What is not an array."""
 
     format: int = FORMAT
-    feature_version: str = FEATURE_VERSION
+    feature_version: str
     steps: int
     """Steps taken; with the seed it fixes the step's random numbers."""
     live_version: int
@@ -65,6 +65,11 @@ class Loaded(msgspec.Struct, frozen=True):
     sequence: int
     skipped: list[str]
     """Newer checkpoints that could not be read, and why."""
+
+
+def path_of(settings: Settings, feature_version: str) -> Path:
+    """Where the checkpoints of a model on one feature version are."""
+    return settings.data_path / "checkpoints" / settings.model_name / feature_version
 
 
 def save(directory: Path, checkpoint: Checkpoint) -> int:
@@ -127,10 +132,8 @@ def _load(path: Path) -> Checkpoint:
         if _sha256(path / name) != expected.get(name):
             raise CorruptError(f"{name} does not match its checksum")
     state = msgspec.json.decode((path / "state.json").read_bytes(), type=State)
-    if (state.format, state.feature_version) != (FORMAT, FEATURE_VERSION):
-        raise CorruptError(
-            f"is of format {state.format} and features {state.feature_version}, this trainer reads {FORMAT} and {FEATURE_VERSION}"
-        )
+    if state.format != FORMAT:
+        raise CorruptError(f"is of format {state.format}, this trainer reads {FORMAT}")
     with np.load(path / "learner.npz", allow_pickle=False) as arrays:
         learner = {name: arrays[name] for name in arrays.files}
     with np.load(path / "samples.npz", allow_pickle=False) as arrays:

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from features.encoder import CANDIDATE_FEATURES
-from features.events import EVENT_NAMES
-from features.fold import RECENT_MAX
+from features.feature_set import FeatureSet
 from trainer.learner import Learner
 from trainer.model import unit
 from trainer.samples import TASKS
@@ -19,33 +17,42 @@ from trainer.vocabulary import FIRST_ROW, OOV_ROWS
 RETRIEVED_MAX = 200  # items a retrieval answers with: four times what a shelf of 50 could use after filters
 WARMUP_CANDIDATES = (10, 500)  # a small shelf, and the size the latency target is set at
 
-E, F = len(EVENT_NAMES), len(CANDIDATE_FEATURES)
-_SHOPPER = {
-    "recent_items": tf.TensorSpec([None, RECENT_MAX], tf.string, "recent_items"),
-    "recent_events": tf.TensorSpec([None, RECENT_MAX], tf.int32, "recent_events"),
-    "recent_age": tf.TensorSpec([None, RECENT_MAX], tf.float32, "recent_age"),
-    "shopper_counts": tf.TensorSpec([None, E], tf.float32, "shopper_counts"),
-}
-_CANDIDATES = {
-    "candidates": tf.TensorSpec([None, None], tf.string, "candidates"),
-    "candidate_features": tf.TensorSpec([None, None, F], tf.float32, "candidate_features"),
-}
+
+def shopper_specs(features: FeatureSet) -> dict[str, Any]:
+    """The shopper's inputs of both signatures; retrieval has no use for shopper_features yet (see model)."""
+    n = features.sequence.n
+    return {
+        "recent_items": tf.TensorSpec([None, n], tf.string, "recent_items"),
+        "recent_events": tf.TensorSpec([None, n], tf.int32, "recent_events"),
+        "recent_age": tf.TensorSpec([None, n], tf.float32, "recent_age"),
+        "shopper_features": tf.TensorSpec([None, len(features.shopper_columns)], tf.float32, "shopper_features"),
+    }
+
+
+def candidate_specs(features: FeatureSet) -> dict[str, Any]:
+    """The further inputs of ranking."""
+    return {
+        "candidates": tf.TensorSpec([None, None], tf.string, "candidates"),
+        "candidate_features": tf.TensorSpec([None, None, len(features.candidate_columns)], tf.float32, "candidate_features"),
+    }
 
 
 def write(learner: Learner, path: Path, version: int, model_name: str) -> None:
     """Write the model with its warm-up requests to `path`."""
     module = _Served(learner)
     tf.saved_model.save(
-        module, str(path), signatures={"retrieve": module.retrieve, "rank": module.rank, "serving_default": module.rank}
+        module,
+        str(path),
+        signatures={"retrieve": module.retrieve, "rank": module.rank, "describe": module.describe, "serving_default": module.rank},
     )
-    _write_warmup(path, model_name, version)
+    _write_warmup(path, model_name, version, learner.features)
 
 
-def probe(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
+def probe(path: Path, features: FeatureSet) -> dict[str, tuple[tuple[int, ...], bool]]:
     """Load a SavedModel as a server would and ask it once; output → (shape, whether every number is finite), for B = 2 and C = 3."""
     served = tf.saved_model.load(str(path))
     outputs = {}
-    for signature, inputs in (("retrieve", example_inputs(2)), ("rank", example_inputs(2, 3))):
+    for signature, inputs in (("retrieve", example_inputs(features, 2)), ("rank", example_inputs(features, 2, 3))):
         for name, value in served.signatures[signature](**{k: tf.constant(v) for k, v in inputs.items()}).items():
             finite = bool(np.isfinite(value.numpy()).all()) if value.dtype.is_floating else True
             outputs[f"{signature}/{name}"] = (tuple(value.shape), finite)
@@ -58,24 +65,25 @@ def expected_outputs(items: int) -> dict[str, tuple[int, ...]]:
     return {"retrieve/item": (2, k), "retrieve/score": (2, k), **{f"rank/{task}": (2, 3) for task in TASKS}}
 
 
-def example_inputs(shoppers: int, candidates: int = 0) -> dict[str, Any]:
+def example_inputs(features: FeatureSet, shoppers: int, candidates: int = 0) -> dict[str, Any]:
     """Inputs of a shopper with one unknown item, for warming up and probing: the work does not depend on the values."""
-    recent = np.full((shoppers, RECENT_MAX), b"", dtype=object)
+    n, s, f = features.sequence.n, len(features.shopper_columns), len(features.candidate_columns)
+    recent = np.full((shoppers, n), b"", dtype=object)
     recent[:, 0] = b"?"
     inputs: dict[str, Any] = {
         "recent_items": recent,
-        "recent_events": np.zeros((shoppers, RECENT_MAX), np.int32),
-        "recent_age": np.zeros((shoppers, RECENT_MAX), np.float32),
-        "shopper_counts": np.zeros((shoppers, E), np.float32),
+        "recent_events": np.zeros((shoppers, n), np.int32),
+        "recent_age": np.zeros((shoppers, n), np.float32),
+        "shopper_features": np.zeros((shoppers, s), np.float32),
     }
     if candidates:
         inputs["candidates"] = np.full((shoppers, candidates), b"?", dtype=object)
-        inputs["candidate_features"] = np.zeros((shoppers, candidates, F), np.float32)
+        inputs["candidate_features"] = np.zeros((shoppers, candidates, f), np.float32)
     return inputs
 
 
 class _Served(tf.Module):  # type: ignore[misc]
-    """The two signatures over the learner's weights. Only variables and a lookup table are saved, none of our classes."""
+    """The signatures over the learner's weights. Only variables and a lookup table are saved, none of our classes."""
 
     def __init__(self, learner: Learner) -> None:
         super().__init__()
@@ -104,17 +112,22 @@ class _Served(tf.Module):  # type: ignore[misc]
             chances = model.rank(inputs | rows)
             return {task: chances[:, :, i] for i, task in enumerate(TASKS)}
 
-        self.retrieve = tf.function(retrieve).get_concrete_function(**_SHOPPER)
-        self.rank = tf.function(rank).get_concrete_function(**_SHOPPER, **_CANDIDATES)
+        def describe(ask: Any) -> dict[str, Any]:
+            return {"feature_version": tf.fill(tf.shape(ask), learner.features.version)}
+
+        of_shopper, of_candidates = shopper_specs(learner.features), candidate_specs(learner.features)
+        self.retrieve = tf.function(retrieve).get_concrete_function(**of_shopper)
+        self.rank = tf.function(rank).get_concrete_function(**of_shopper, **of_candidates)
+        self.describe = tf.function(describe).get_concrete_function(ask=tf.TensorSpec([None], tf.string, "ask"))
 
 
-def _write_warmup(path: Path, model_name: str, version: int) -> None:
+def _write_warmup(path: Path, model_name: str, version: int, features: FeatureSet) -> None:
     """Requests that a model server runs before it calls the version ready: both signatures, at each of WARMUP_CANDIDATES."""
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     extra = path / "assets.extra"
     extra.mkdir()
-    requests = [("retrieve", example_inputs(1)), *(("rank", example_inputs(1, c)) for c in WARMUP_CANDIDATES)]
+    requests = [("retrieve", example_inputs(features, 1)), *(("rank", example_inputs(features, 1, c)) for c in WARMUP_CANDIDATES)]
     with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as out:
         for signature, inputs in requests:
             request = predict_pb2.PredictRequest()

@@ -5,7 +5,9 @@ from collections.abc import Collection
 
 import msgspec
 
+from features.encoder import Encoder
 from features.events import Event
+from features.feature_set import FeatureSet
 from features.rows import CatalogItem
 from liveshelf.settings import Settings
 from streams.records import Example
@@ -16,7 +18,7 @@ from trainer.samples import Sample, Samples, concat, empty, from_example, stack
 
 UNSEEN_ONE_IN = 10
 EXAMPLES_MAX = 20_000  # of one step; what is left over waits for the next, so that a backlog is learnt and released piece by piece
-ENCODED_AT_ONCE = 1_000  # decoded samples are ten times the size of encoded ones, so they are encoded as they come
+ENCODED_AT_ONCE = 1_000  # samples one by one are several times the size of columns
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +36,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     request_ids: list[str] = []
 
 
-def from_clickstream(settings: Settings, offsets: Offsets) -> Batch:
+def from_clickstream(settings: Settings, offsets: Offsets, features: FeatureSet) -> Batch:
     """The event log, replayed into samples. `offsets` of other topics are kept: examples made of the same events hold shelves that were
     really shown, and are learnt from next.
 
@@ -48,8 +50,8 @@ def from_clickstream(settings: Settings, offsets: Offsets) -> Batch:
             partitions.setdefault(logged.partition, []).append(logged)
     catalog = [logged.record for items in LogReader(settings, CATALOG, CatalogItem) for logged in items]
     merged = list(bootstrap.merge(partitions[p] for p in sorted(partitions)))
-    split = Split()
-    for event_id, sample in bootstrap.replay(merged, catalog, settings.seed):
+    split = Split(features)
+    for event_id, sample in bootstrap.replay(merged, catalog, settings.seed, features):
         split.add(event_id, sample)
     train, unseen = split.encoded()
     return Batch(
@@ -62,14 +64,14 @@ def from_clickstream(settings: Settings, offsets: Offsets) -> Batch:
     )
 
 
-def from_examples(settings: Settings, offsets: Offsets, already: Collection[str]) -> Batch:
+def from_examples(settings: Settings, offsets: Offsets, already: Collection[str], features: FeatureSet) -> Batch:
     """Examples from `offsets` on, without those whose request id is in `already` or came before: the join delivers at least once.
 
     Raises:
         UnavailableError: Kafka does not answer.
     """
     reader = LogReader(settings, TRAINING_EXAMPLES, Example, offsets, oldest=EXAMPLES_MAX // settings.partitions)
-    seen, ids, split = set(already), [], Split()
+    seen, ids, split, encoder = set(already), [], Split(features), Encoder(features)
     consumed = duplicates = unusable = 0
     for examples in reader:
         for logged in examples:
@@ -80,7 +82,7 @@ def from_examples(settings: Settings, offsets: Offsets, already: Collection[str]
                 continue
             seen.add(example.request_id)
             ids.append(example.request_id)
-            sample = from_example(example)
+            sample = from_example(example, encoder)
             if sample is None:
                 unusable += 1
             else:
@@ -104,12 +106,13 @@ def is_unseen(key: str) -> bool:
 
 
 class Split:
-    """Sorts samples into two heaps, encoding them as they come."""
+    """Sorts samples into two heaps, putting them into columns as they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, features: FeatureSet) -> None:
         self.left_out = 0
+        self._features = features
         self._waiting: tuple[list[Sample], list[Sample]] = ([], [])
-        self._encoded: tuple[list[Samples], list[Samples]] = ([empty()], [empty()])
+        self._encoded: tuple[list[Samples], list[Samples]] = ([empty(features)], [empty(features)])
 
     def add(self, key: str, sample: Sample) -> None:
         heap = int(is_unseen(key))
@@ -124,7 +127,7 @@ class Split:
         return concat(*self._encoded[0]), concat(*self._encoded[1])
 
     def _encode(self, heap: int) -> None:
-        samples, left_out = stack(self._waiting[heap])
+        samples, left_out = stack(self._waiting[heap], self._features)
         self._encoded[heap].append(samples)
         self._waiting[heap].clear()
         self.left_out += left_out

@@ -7,9 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from features.encoder import CANDIDATE_FEATURES
-from features.events import EVENT_NAMES
-from features.fold import RECENT_MAX
+from features.declarations import Position, Trend
+from features.feature_set import FeatureSet
 from trainer.model import ShelfModel, rank_loss, retrieval_loss
 from trainer.samples import TASKS, Array, Samples
 from trainer.vocabulary import FIRST_ROW, Vocabulary
@@ -23,6 +22,9 @@ SAMPLED = 512  # negatives of the retrieval loss beside the batch's own positive
 SAMPLED_POWER = 0.75  # as in bootstrap: popular items are hard negatives, rare ones must be pushed away too
 RETRIEVAL_WEIGHT = 0.3  # its cross-entropy starts near ln(768) = 6.6, the ranker's three near 2: neither drowns the other
 UNKNOWN_SHARE = 0.02  # of ids replaced by an unknown row while learning, so that those rows come to mean "some item"
+LOG_SCALE_MIN, SHARE_SCALE_MIN = 0.5, 0.05
+"""What a feature is scaled by at least, so that one that was constant does not blow up when it first moves: a place on the shelf is 0 in
+all replayed samples, and log(1 + 9) = 2.3 at the end of a shelf that was shown."""
 CLIP_NORM = 5.0  # one wild batch moves the weights no further than a steep ordinary one
 PREDICT_BATCH = 512
 
@@ -37,8 +39,18 @@ def be_deterministic() -> None:
 class Learner:
     """Learns from samples; its whole state goes to arrays and comes back from them."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, features: FeatureSet, seed: int) -> None:
+        self.features = features
         self.seed = seed
+        n, s, f = features.sequence.n, len(features.shopper_columns), len(features.candidate_columns)
+        self._input_shapes: dict[str, tuple[Any, list[int | None]]] = {
+            "recent_rows": (tf.int32, [None, n]),
+            "recent_events": (tf.int32, [None, n]),
+            "recent_age": (tf.float32, [None, n]),
+            "shopper_features": (tf.float32, [None, s]),
+            "candidate_rows": (tf.int32, [None, None]),
+            "candidate_features": (tf.float32, [None, None, f]),
+        }
         self.vocabulary = Vocabulary()
         self.frequency = np.zeros(0)  # [len(vocabulary)] how often each item was acted on
         self._make(CAPACITY_AT_FIRST)
@@ -60,11 +72,13 @@ class Learner:
 
     def normalise(self, samples: Samples) -> None:
         """Set the features' mean and scale from `samples`: once, when the first weights are learnt, since all later ones build on it."""
-        features = samples.candidate_features[samples.candidates != b""]
-        self.model.feature_mean.assign(features.mean(axis=0))
-        self.model.feature_scale.assign(
-            np.maximum(features.std(axis=0), 0.05)
-        )  # a constant feature must not blow up when it first moves
+        shopper, candidates = samples.shopper_features, samples.candidate_features[samples.candidates != b""]
+        for norm, values, scale_min in (
+            (self.model.shopper_norm, shopper, LOG_SCALE_MIN),
+            (self.model.candidate_norm, candidates, _scale_min(self.features)),
+        ):
+            norm.mean.assign(values.mean(axis=0))
+            norm.scale.assign(np.maximum(values.std(axis=0), scale_min))
 
     def fit(self, samples: Samples, rng: np.random.Generator, epochs: int, learning_rate: float) -> float:
         """Learn from `samples` (whose items were admitted), in an order drawn from `rng`; returns the mean loss of the last epoch."""
@@ -83,7 +97,11 @@ class Learner:
         columns = self._columns(samples)
         parts = [
             self._predict(
-                {name: tf.constant(column[at : at + PREDICT_BATCH]) for name, column in columns.items() if name in _INPUT_SHAPES}
+                {
+                    name: tf.constant(column[at : at + PREDICT_BATCH])
+                    for name, column in columns.items()
+                    if name in self._input_shapes
+                }
             ).numpy()
             for at in range(0, samples.size, PREDICT_BATCH)
         ]
@@ -112,12 +130,12 @@ class Learner:
 
     def _make(self, capacity: int) -> None:
         """A fresh model and optimiser, and the graphs that run them."""
-        self.model = ShelfModel(capacity, self.seed)
+        self.model = ShelfModel(self.features, capacity, self.seed)
         self.optimizer = keras.optimizers.Adam(global_clipnorm=CLIP_NORM, name="adam")
         self.optimizer.build(self.model.trainable_variables)
         # Signatures with open sizes: one trace each, whatever the batch.
-        self._learn = tf.function(self._learn_eagerly, input_signature=[_specs(_LEARN_SHAPES)])
-        self._predict = tf.function(self.model.rank, input_signature=[_specs(_INPUT_SHAPES)])
+        self._learn = tf.function(self._learn_eagerly, input_signature=[_specs(self._input_shapes | _LEARN_SHAPES)])
+        self._predict = tf.function(self.model.rank, input_signature=[_specs(self._input_shapes)])
 
     def _grow(self, capacity: int) -> None:
         """Tables of `capacity` rows: old rows and their optimiser state stay, new rows start as a fresh model's."""
@@ -134,7 +152,7 @@ class Learner:
             "recent_rows": self.vocabulary.rows(samples.recent_items),
             "recent_events": samples.recent_events,
             "recent_age": samples.recent_age,
-            "shopper_counts": samples.shopper_counts,
+            "shopper_features": samples.shopper_features,
             "candidate_rows": self.vocabulary.rows(samples.candidates),
             "candidate_features": samples.candidate_features,
             "labels": samples.labels,
@@ -167,15 +185,7 @@ class Learner:
         return loss
 
 
-_INPUT_SHAPES: dict[str, tuple[Any, list[int | None]]] = {
-    "recent_rows": (tf.int32, [None, RECENT_MAX]),
-    "recent_events": (tf.int32, [None, RECENT_MAX]),
-    "recent_age": (tf.float32, [None, RECENT_MAX]),
-    "shopper_counts": (tf.float32, [None, len(EVENT_NAMES)]),
-    "candidate_rows": (tf.int32, [None, None]),
-    "candidate_features": (tf.float32, [None, None, len(CANDIDATE_FEATURES)]),
-}
-_LEARN_SHAPES = _INPUT_SHAPES | {
+_LEARN_SHAPES: dict[str, tuple[Any, list[int | None]]] = {
     "labels": (tf.float32, [None, None, len(TASKS)]),
     "positives": (tf.int32, [None]),
     "pool": (tf.int32, [None]),
@@ -185,6 +195,14 @@ _LEARN_SHAPES = _INPUT_SHAPES | {
 
 def _specs(shapes: dict[str, tuple[Any, list[int | None]]]) -> dict[str, Any]:
     return {name: tf.TensorSpec(shape, dtype, name=name) for name, (dtype, shape) in shapes.items()}
+
+
+def _scale_min(features: FeatureSet) -> Array:
+    """[F] by candidate feature: logarithms are of the order of 1; shares and rates lie in [0, 1], rates near its start."""
+    logs = {f.name for f in features.declared.features if isinstance(f, Trend | Position)}
+    return np.array(
+        [LOG_SCALE_MIN if name in logs or name.startswith("log_") else SHARE_SCALE_MIN for name in features.candidate_columns]
+    )
 
 
 def _one_positive(rows: Array, labels: Array, rng: np.random.Generator) -> Array:

@@ -2,7 +2,7 @@
 
 Works on item rows (see vocabulary) and on the encoder's columns; nothing else feeds it. Written in keras.ops, without TensorFlow.
 
-B shoppers, C candidates, R = RECENT_MAX, E = len(EVENT_NAMES), F = len(CANDIDATE_FEATURES), D = DIM, S sampled negatives.
+B shoppers, C candidates, R items in the sequence, S shopper features, F candidate features, D = DIM, n sampled negatives.
 """
 
 from typing import Any
@@ -10,9 +10,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from features.encoder import CANDIDATE_FEATURES
 from features.events import EVENT_NAMES
-from features.fold import RECENT_MAX
+from features.feature_set import FeatureSet
 from trainer.samples import TASKS
 
 Tensor = Any
@@ -27,15 +26,30 @@ FEATURE_CLIP = 5.0  # standard deviations; beyond it a feature is an outlier, no
 NEVER = -1e9  # added to a masked logit: its softmax weight is exactly 0
 
 
+class Norm(keras.layers.Layer):  # type: ignore[misc]
+    """Features in standard deviations from their mean, which are set and not learnt."""
+
+    def __init__(self, features: int, name: str) -> None:
+        super().__init__(name=name)
+        self.mean = self.add_weight(shape=(features,), initializer="zeros", trainable=False, name="mean")
+        self.scale = self.add_weight(shape=(features,), initializer="ones", trainable=False, name="scale")
+
+    def call(self, values: Tensor) -> Tensor:
+        return ops.clip((values - self.mean) / self.scale, -FEATURE_CLIP, FEATURE_CLIP)
+
+
 class ShelfModel(keras.Model):  # type: ignore[misc]
     """One set of weights for `capacity` item rows.
 
     `seed` fixes the initial weights: a row's first vector depends on the seed and the capacity it was made at, nothing else.
     """
 
-    def __init__(self, capacity: int, seed: int) -> None:
+    def __init__(self, features: FeatureSet, capacity: int, seed: int) -> None:
         super().__init__(name="shelf")
         self.capacity = capacity
+        self.recent = features.sequence.n
+        self.shopper_features = len(features.shopper_columns)
+        f = len(features.candidate_columns)
         seeds = iter(range(1000 * seed, 1000 * seed + 100))
 
         def dense(units: int, name: str, activation: str | None = None) -> keras.layers.Dense:
@@ -49,29 +63,31 @@ class ShelfModel(keras.Model):  # type: ignore[misc]
 
         self.item = embedding(capacity, "item")
         self.event = embedding(1 + len(EVENT_NAMES), "event")
-        self.position = embedding(RECENT_MAX, "position")
+        self.position = embedding(self.recent, "position")
         self.age = dense(DIM, "age")
         self.query, self.key_, self.value = dense(DIM, "query"), dense(DIM, "key"), dense(DIM, "value")
         self.shopper_hidden, self.shopper_out = dense(HIDDEN, "shopper_hidden", "relu"), dense(DIM, "shopper_out")
         self.rank_hidden, self.rank_hidden_2 = dense(HIDDEN, "rank_hidden", "relu"), dense(HIDDEN // 2, "rank_hidden_2", "relu")
         self.rank_out = dense(len(TASKS), "rank_out")
-        f = len(CANDIDATE_FEATURES)
-        self.feature_mean = self.add_weight(shape=(f,), initializer="zeros", trainable=False, name="feature_mean")
-        self.feature_scale = self.add_weight(shape=(f,), initializer="ones", trainable=False, name="feature_scale")
-        self.rank(_nothing())  # creates every layer's weights
+        self.candidate_norm, self.shopper_norm = Norm(f, "candidate_norm"), Norm(self.shopper_features, "shopper_norm")
+        self.rank(self._nothing(f))  # creates every layer's weights
 
     def shopper(self, inputs: Tensors) -> Tensor:
-        """[B, D] from recent_rows [B, R], recent_events [B, R], recent_age [B, R] and shopper_counts [B, E]."""
+        """[B, D] from recent_rows [B, R], recent_events [B, R] and recent_age [B, R].
+
+        The shopper features are for the ranker: how much somebody does, and how long ago, says little about which item is next, and a small
+        log teaches it by heart (planted shops, four seeds: the next item among the ten nearest .67 with them, .75 without; AUC the same).
+        """
         rows = inputs["recent_rows"]
         mask = ops.cast(ops.not_equal(rows, 0), "float32")
         items = self.item(rows) * mask[:, :, None]
-        steps = items + self.event(inputs["recent_events"]) + self.position(ops.arange(RECENT_MAX))
+        steps = items + self.event(inputs["recent_events"]) + self.position(ops.arange(self.recent))
         steps = (steps + self.age(inputs["recent_age"][:, :, None])) * mask[:, :, None]
         # Attention pooling: what matters of the visit so far, seen from the latest item.
         match = ops.einsum("bd,brd->br", self.query(steps[:, 0]), self.key_(steps)) / DIM**0.5
         weight = ops.softmax(match + (1.0 - mask) * NEVER) * mask
         pooled = ops.einsum("br,brd->bd", weight, self.value(steps))
-        joined = ops.concatenate([steps[:, 0], pooled, inputs["shopper_counts"]], axis=-1)
+        joined = ops.concatenate([steps[:, 0], pooled], axis=-1)
         return items[:, 0] + self.shopper_out(self.shopper_hidden(joined))
 
     def similarity(self, shopper: Tensor, items: Tensor) -> Tensor:
@@ -79,18 +95,28 @@ class ShelfModel(keras.Model):  # type: ignore[misc]
         return ops.matmul(unit(shopper), ops.transpose(unit(items)))
 
     def rank_logits(self, shopper: Tensor, inputs: Tensors) -> Tensor:
-        """[B, C, 3] from candidate_rows [B, C], candidate_features [B, C, F] and shopper_counts [B, E]."""
+        """[B, C, 3] from candidate_rows [B, C], candidate_features [B, C, F] and shopper_features [B, S]."""
         items = self.item(inputs["candidate_rows"])
-        features = (inputs["candidate_features"] - self.feature_mean) / self.feature_scale
-        features = ops.clip(features, -FEATURE_CLIP, FEATURE_CLIP)
-        side = ops.concatenate([shopper, inputs["shopper_counts"]], axis=-1)[:, None, :]
-        side = ops.broadcast_to(side, (*ops.shape(items)[:2], DIM + len(EVENT_NAMES)))
+        features = self.candidate_norm(inputs["candidate_features"])
+        side = ops.concatenate([shopper, self.shopper_norm(inputs["shopper_features"])], axis=-1)[:, None, :]
+        side = ops.broadcast_to(side, (*ops.shape(items)[:2], DIM + self.shopper_features))
         joined = ops.concatenate([side, items, shopper[:, None, :] * items, features], axis=-1)
         return self.rank_out(self.rank_hidden_2(self.rank_hidden(joined)))
 
     def rank(self, inputs: Tensors) -> Tensor:
         """[B, C, 3] probabilities of click, cart and purchase."""
         return ops.sigmoid(self.rank_logits(self.shopper(inputs), inputs))
+
+    def _nothing(self, f: int) -> Tensors:
+        """Inputs of the right shapes, B = C = 1."""
+        return {
+            "recent_rows": ops.zeros((1, self.recent), "int32"),
+            "recent_events": ops.zeros((1, self.recent), "int32"),
+            "recent_age": ops.zeros((1, self.recent)),
+            "shopper_features": ops.zeros((1, self.shopper_features)),
+            "candidate_rows": ops.zeros((1, 1), "int32"),
+            "candidate_features": ops.zeros((1, 1, f)),
+        }
 
     def call(self, inputs: Tensors) -> Tensor:
         return self.rank(inputs)
@@ -112,10 +138,10 @@ def retrieval_loss(cosines: Tensor, log_expected: Tensor, positives: Tensor, poo
     """Sampled softmax: each shopper's positive among a pool shared by the batch.
 
     Args:
-        cosines: [B, B + S]; the pool is the batch's positives, then S sampled rows.
-        log_expected: [B + S] log of how often each pool item is expected in such a pool; taken off, so that popular items are not
+        cosines: [B, B + n]; the pool is the batch's positives, then n sampled rows.
+        log_expected: [B + n] log of how often each pool item is expected in such a pool; taken off, so that popular items are not
             punished for standing in it often (logQ correction).
-        positives: int [B] rows, 0 where a sample has none; pool: int [B + S] rows.
+        positives: int [B] rows, 0 where a sample has none; pool: int [B + n] rows.
     """
     logits = COSINE_SCALE * cosines - log_expected[None, :]
     own = ops.eye(ops.shape(positives)[0], ops.shape(pool)[0])
@@ -124,15 +150,3 @@ def retrieval_loss(cosines: Tensor, log_expected: Tensor, positives: Tensor, poo
     picked = ops.sum(logits * own, axis=-1)
     valid = ops.cast(ops.not_equal(positives, 0), "float32")
     return ops.sum((ops.logsumexp(logits, axis=-1) - picked) * valid) / ops.maximum(ops.sum(valid), 1.0)
-
-
-def _nothing() -> Tensors:
-    """Inputs of the right shapes, B = C = 1."""
-    return {
-        "recent_rows": ops.zeros((1, RECENT_MAX), "int32"),
-        "recent_events": ops.zeros((1, RECENT_MAX), "int32"),
-        "recent_age": ops.zeros((1, RECENT_MAX)),
-        "shopper_counts": ops.zeros((1, len(EVENT_NAMES))),
-        "candidate_rows": ops.zeros((1, 1), "int32"),
-        "candidate_features": ops.zeros((1, 1, len(CANDIDATE_FEATURES))),
-    }

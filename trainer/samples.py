@@ -1,6 +1,6 @@
 """What the model learns from: shoppers, their candidates and labels, as encoded columns that grow, shrink and go to disk together.
 
-N samples, C candidates (padded), R = RECENT_MAX, E = len(EVENT_NAMES), F = len(CANDIDATE_FEATURES), 3 = len(TASKS).
+N samples, C candidates (padded), R items in the sequence, S shopper features, F candidate features, 3 = len(TASKS).
 """
 
 from typing import Any, NamedTuple
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from features.encoder import encode
-from features.rows import FEATURE_VERSION, FeaturesAsServed, ItemColumns
+from features.encoder import Encoder, Inputs
+from features.feature_set import FeatureSet
 from streams.records import Example
 
 Array = npt.NDArray[Any]
@@ -22,9 +22,9 @@ POSITIONS_MAX = (
 
 
 class Sample(NamedTuple):
-    """One shelf and what came of it. `labels` are [C][3] of 0, 1 or UNKNOWN; `served` is false for a replayed one."""
+    """One shelf and what came of it: the encoder's inputs, `labels` [C][3] of 0, 1 or UNKNOWN; `served` is false for a replayed one."""
 
-    features: FeaturesAsServed
+    inputs: Inputs
     labels: list[list[float]]
     served: bool = True
 
@@ -35,7 +35,7 @@ class Samples(NamedTuple):
     recent_items: Array  # S [N, R]
     recent_events: Array  # int32 [N, R]
     recent_age: Array  # float32 [N, R]
-    shopper_counts: Array  # float32 [N, E]
+    shopper_features: Array  # float32 [N, S]
     candidates: Array  # S [N, C]
     candidate_features: Array  # float32 [N, C, F]
     labels: Array  # float32 [N, C, 3]
@@ -49,33 +49,33 @@ class Samples(NamedTuple):
         return Samples(*(column[rows] for column in self))
 
 
-def from_example(example: Example) -> Sample | None:
+def from_example(example: Example, encoder: Encoder) -> Sample | None:
     """The sample that a joined impression makes; None when its lists disagree or its features are of another version.
 
     Of a shelf longer than POSITIONS_MAX the positions acted on stay, then the first ones.
     """
-    features, n = example.features, len(example.items)
+    served, n = example.features, len(example.items)
     labels = [list(map(float, row)) for row in zip(example.clicked, example.carted, example.purchased, strict=False)]
-    if features.version != FEATURE_VERSION or not n or len(labels) != n or features.candidates.items != example.items:
+    if served.version != encoder.features.version or not n or len(labels) != n or served.candidates != example.items:
+        return None
+    try:
+        inputs = encoder.shown(encoder.decode(served))
+    except ValueError:
         return None
     if n > POSITIONS_MAX:
         keep = sorted(sorted(range(n), key=lambda i: (not any(labels[i]), i))[:POSITIONS_MAX])
         labels = [labels[i] for i in keep]
-        columns = {name: [getattr(features.candidates, name)[i] for i in keep] for name in ItemColumns.__struct_fields__}
-        features = FeaturesAsServed(features.time_ms, features.shopper, ItemColumns(**columns), features.version)
-    return Sample(features, labels)
+        inputs = inputs | {name: inputs[name][keep] for name in ("candidates", "candidate_features")}
+    return Sample(inputs, labels)
 
 
-def stack(samples: list[Sample]) -> tuple[Samples, int]:
-    """Encode `samples`; returns them and how many were left out because a feature was not a finite number or not of its shape."""
-    rows = []
-    for sample in samples:
-        try:
-            inputs = encode(sample.features)
-        except (AssertionError, KeyError, ValueError):  # lists of unequal length or unknown event names in a logged row
-            continue
-        if all(np.isfinite(column).all() for column in inputs.values() if column.dtype.kind == "f"):
-            rows.append((inputs, np.asarray(sample.labels, dtype=np.float32), sample.served))
+def stack(samples: list[Sample], features: FeatureSet) -> tuple[Samples, int]:
+    """Put `samples` into columns; returns them and how many were left out because a feature was not a finite number."""
+    rows = [
+        (sample.inputs, np.asarray(sample.labels, dtype=np.float32), sample.served)
+        for sample in samples
+        if all(np.isfinite(column).all() for column in sample.inputs.values() if column.dtype.kind == "f")
+    ]
     width = max((len(labels) for _, labels, _ in rows), default=1)
 
     def column(name: str, dtype: str) -> Array:
@@ -87,12 +87,12 @@ def stack(samples: list[Sample]) -> tuple[Samples, int]:
         )
 
     if not rows:
-        return empty(), len(samples)
+        return empty(features), len(samples)
     stacked = Samples(
         recent_items=column("recent_items", "S"),
         recent_events=column("recent_events", "i4"),
         recent_age=column("recent_age", "f4"),
-        shopper_counts=column("shopper_counts", "f4"),
+        shopper_features=column("shopper_features", "f4"),
         candidates=padded([inputs["candidates"] for inputs, _, _ in rows], b"", "S"),
         candidate_features=padded([inputs["candidate_features"] for inputs, _, _ in rows], 0.0, "f4"),
         labels=padded([labels for _, labels, _ in rows], UNKNOWN, "f4"),
@@ -101,18 +101,15 @@ def stack(samples: list[Sample]) -> tuple[Samples, int]:
     return stacked, len(samples) - len(rows)
 
 
-def empty() -> Samples:
-    from features.encoder import CANDIDATE_FEATURES
-    from features.events import EVENT_NAMES
-    from features.fold import RECENT_MAX
-
+def empty(features: FeatureSet) -> Samples:
+    n = features.sequence.n
     return Samples(
-        np.zeros((0, RECENT_MAX), "S1"),
-        np.zeros((0, RECENT_MAX), "i4"),
-        np.zeros((0, RECENT_MAX), "f4"),
-        np.zeros((0, len(EVENT_NAMES)), "f4"),
+        np.zeros((0, n), "S1"),
+        np.zeros((0, n), "i4"),
+        np.zeros((0, n), "f4"),
+        np.zeros((0, len(features.shopper_columns)), "f4"),
         np.zeros((0, 1), "S1"),
-        np.zeros((0, 1, len(CANDIDATE_FEATURES)), "f4"),
+        np.zeros((0, 1, len(features.candidate_columns)), "f4"),
         np.zeros((0, 1, len(TASKS)), "f4"),
         np.zeros(0, bool),
     )

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import structlog
 
-from features.rows import FEATURE_VERSION
+from features.feature_set import FeatureSet
 from liveshelf.settings import Settings
 from streams.records import Release
 from streams.topics import CLICKSTREAM, TRAINING_EXAMPLES
@@ -73,13 +73,14 @@ class Trainer:
         CorruptError: there are checkpoints and none can be read.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, features: FeatureSet) -> None:
         be_deterministic()
+        self.features = features
         self._settings = settings
-        self._checkpoints = settings.data_path / "checkpoints" / settings.model_name
-        self._learner = Learner(settings.seed)
-        self._state = State(steps=0, live_version=0, last_version=0, offsets={}, consumed=[])
-        self._reservoir, self._unseen = empty(), empty()
+        self._checkpoints = checkpoint.path_of(settings, features.version)
+        self._learner = Learner(features, settings.seed)
+        self._state = State(feature_version=features.version, steps=0, live_version=0, last_version=0, offsets={}, consumed=[])
+        self._reservoir, self._unseen = empty(features), empty(features)
         self._skipped: list[str] = []
         self._unfinished = False  # what the checkpoint decided may not have been published
         if (loaded := checkpoint.load_latest(self._checkpoints)) is not None:
@@ -107,11 +108,11 @@ class Trainer:
         """
         start = time.monotonic()
         self._finish()
-        batch = from_clickstream(self._settings, self._state.offsets)
+        batch = from_clickstream(self._settings, self._state.offsets, self.features)
         if not batch.train.size:
             reason = f"{CLICKSTREAM} holds {batch.consumed} events; none is engagement that follows an earlier item of its shopper"
             return self._result(batch, "nothing_to_learn", reason, self._state.live_version, {}, start)
-        candidate = Learner(self._settings.seed)
+        candidate = Learner(self.features, self._settings.seed)
         candidate.admit(batch.train)
         candidate.normalise(batch.train)
         rng = self._rng()
@@ -130,7 +131,7 @@ class Trainer:
             return self.bootstrap()
         start = time.monotonic()
         self._finish()
-        batch = from_examples(self._settings, self._state.offsets, self._state.consumed)
+        batch = from_examples(self._settings, self._state.offsets, self._state.consumed, self.features)
         before = self._learner.state()
         if not batch.train.size:
             return self._only_set_aside(batch, before, start)
@@ -184,7 +185,7 @@ class Trainer:
             metrics=metrics,
             offsets=batch.offsets,
             examples=batch.train.size,
-            feature_version=FEATURE_VERSION,
+            feature_version=self.features.version,
             time_ms=time.time_ns() // 1_000_000,
         )
         self._save(batch, candidate.state() if verdict.promoted else before, release)
@@ -206,7 +207,7 @@ class Trainer:
         if why := unsound(weights, {}, {}):
             return Verdict(False, why)
         export.write(candidate, place, version, self._settings.model_name)
-        if why := unsound({}, export.probe(place), export.expected_outputs(len(candidate.vocabulary))):
+        if why := unsound({}, export.probe(place, self.features), export.expected_outputs(len(candidate.vocabulary))):
             return Verdict(False, why)
         return judge(ours, live)
 
@@ -215,6 +216,7 @@ class Trainer:
         promoted = release is not None and release.outcome == "promoted"
         old = self._state
         state = State(
+            feature_version=self.features.version,
             steps=old.steps + 1,
             live_version=release.version if release and promoted else old.live_version,
             last_version=release.version if release else old.last_version,

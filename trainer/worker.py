@@ -10,6 +10,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from features.events import Event
+from features.registry import FeatureRegistry
 from liveshelf.errors import ConflictError, CorruptError, LiveshelfError, UnavailableError
 from liveshelf.settings import Settings
 from streams.records import Example
@@ -71,6 +72,7 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self.metrics = Metrics()
         self._settings = settings
+        self._rows = FeatureRegistry(settings)
         self._tasks: queue.Queue[_Task] = queue.Queue(maxsize=1)
         self._busy = threading.Lock()  # held from when a step is asked for or due until it is done
         self._stopping = threading.Event()
@@ -148,10 +150,7 @@ class Worker:
     def _prepared(self) -> bool:
         """Load TensorFlow and the checkpoint, and hear from Kafka."""
         try:
-            from trainer.step import Trainer
-
-            if self._trainer is None:
-                self._trainer = Trainer(self._settings)
+            self._take_features()
             self._look()
         except CorruptError as error:
             self._corrupt, self._missing = error, str(error)
@@ -162,10 +161,20 @@ class Worker:
             log.exception("trainer_not_prepared")
         else:
             self._missing, self._corrupt = "", None
+            assert self._trainer is not None
             log.info("trainer_ready", bootstrapped=self._trainer.bootstrapped)
             return True
         log.warning("trainer_not_ready", reason=self._missing)
         return False
+
+    def _take_features(self) -> None:
+        """Train on the newest feature version: a new one starts from its own checkpoint, or bootstraps."""
+        from trainer.step import Trainer
+
+        features = self._rows.newest()
+        if self._trainer is None or self._trainer.features.version != features.version:
+            log.info("training on features", feature_version=features.version)
+            self._trainer = Trainer(self._settings, features)
 
     def _look(self) -> None:
         """Measure what stands in the log."""
@@ -195,6 +204,7 @@ class Worker:
         assert self._trainer is not None
         fault: Exception | None = None
         try:
+            self._take_features()
             result = self._trainer.bootstrap() if task.bootstrap else self._trainer.step()
             self.metrics.note(result)
             self._look()
