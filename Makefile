@@ -6,14 +6,18 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTO := liveshelf/v1/recommendation.proto
 TFS_PROTO := serving/tfserving.proto
+# $(PROTO) imports google/rpc/status.proto, which googleapis-common-protos carries
+GOOGLEAPIS = $(shell $(BIN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check proto lock clean
+.PHONY: help install demo test check chaos bench-features proto lock clean
 
 help:
 	@echo "make demo     start every part, seed a shop, learn from three clicks; Ctrl-C stops all (ONCE=1: stop by itself)"
 	@echo "make test     make check, then the whole test suite; it starts its own servers (ARGS='-k name' is passed to pytest)"
 	@echo "make check    format, lint, types, import rules, and that generated code is current"
+	@echo "make chaos    kill -9 of every part under load, then every feature row compared (KILLS=200 SEED=1 EVENTS=50000)"
+	@echo "make bench-features   how fast and how small the features are, each figure beside its bar"
 	@echo "make proto    generate the Python code of $(PROTO)"
 	@echo "make lock     choose and lock the versions of all dependencies again"
 	@echo "make clean    remove $(VENV), caches and build output (not .liveshelf, which holds data)"
@@ -41,13 +45,20 @@ check: $(STAMP)
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=$(VENV) --pyi_out=$(VENV) --grpc_python_out=$(VENV) $(PROTO)
+	$(BIN)/python -m grpc_tools.protoc -I. -I$(GOOGLEAPIS) --python_out=$(VENV) --pyi_out=$(VENV) --grpc_python_out=$(VENV) $(PROTO)
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=$(VENV) --pyi_out=$(VENV) $(TFS_PROTO)
 	@for file in $(PROTO:.proto=_pb2.py) $(PROTO:.proto=_pb2.pyi) $(PROTO:.proto=_pb2_grpc.py) $(TFS_PROTO:.proto=_pb2.py) $(TFS_PROTO:.proto=_pb2.pyi); do \
 		diff -u $$file $(VENV)/$$file || { echo "generated code is not current: make proto" >&2; exit 1; }; done
 
+# OPTIONS: --lost-writes (the store also loses its last writes), --break MODE (broken agents: must go red).
+chaos: $(STAMP)
+	@$(BIN)/python -m tests.chaos --kills $(or $(KILLS),200) --seed $(or $(SEED),1) --events $(or $(EVENTS),50000) $(OPTIONS)
+
+bench-features: $(STAMP)
+	@$(BIN)/python -m tests.bench.features
+
 proto: $(STAMP)
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
+	$(BIN)/python -m grpc_tools.protoc -I. -I$(GOOGLEAPIS) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(TFS_PROTO)
 
 # The resolver is not itself in the lock: it would then hold back what it is to choose.

@@ -2,16 +2,18 @@
 
 import random
 
-import msgspec
-
+from features.declarations import read_declarations
+from features.encoder import Encoder
 from features.events import Event, EventItem, EventName
-from features.fold import ItemDelta, fold_item, fold_shopper
+from features.feature_set import FeatureSet
+from features.fold import Fold
 from features.items import ItemTable
-from features.rows import CatalogItem, FeaturesAsServed, ItemRow, ShopperRow
+from features.rows import CatalogItem, ItemRow, ShopperRow
 from streams.records import Example
 
 T0 = 1_700_000_000_000
 STEP_MS = 20_000
+FEATURES = FeatureSet(read_declarations(None))
 LOYAL = 0.85  # share of views inside the category a shopper likes
 CLICK_LIKED, CLICK_OTHER = 0.5, 0.03
 
@@ -26,9 +28,10 @@ class PlantedShop:
         self.items = [f"i{n}" for n in range(items)]
         self.categories = categories
         self.time_ms = T0
-        self.rows = {shopper: ShopperRow(shopper) for shopper in self.shoppers}
+        self.fold, self.encoder = Fold(FEATURES), Encoder(FEATURES)
+        self.rows = {shopper: FEATURES.shopper(shopper) for shopper in self.shoppers}
         self.item_rows: dict[str, ItemRow] = {}
-        self.table = ItemTable()
+        self.table = ItemTable(FEATURES)
         for item in self.catalog():
             self.table.apply_catalog(item)
         self.offset = 0
@@ -72,8 +75,9 @@ class PlantedShop:
         clicked = [int(self.rng.random() < p) for p in chance]
         if poisoned:
             clicked = [1 - label for label in clicked]
-        row = msgspec.json.decode(msgspec.json.encode(self.rows[shopper]), type=ShopperRow)
-        features = FeaturesAsServed(self.time_ms, row, self.table.columns(shown, row, self.time_ms))
+        row = self.rows[shopper]
+        columns = self.table.columns(shown, row, self.time_ms)
+        inputs = self.encoder.shopper(row, self.time_ms) | self.encoder.candidates(row, columns, self.time_ms)
         return Example(
             request_id=request_id,
             shopper=shopper,
@@ -84,19 +88,22 @@ class PlantedShop:
             clicked=clicked,
             carted=[int(label and self.rng.random() < 0.2) for label in clicked],
             purchased=[0] * size,
-            features=features,
+            features=self.encoder.served(row, inputs, columns, self.time_ms, range(size)),
         )
 
     def examples(self, count: int, name: str, poisoned: bool = False) -> list[Example]:
         return [self.example(f"{name}-{n}", poisoned) for n in range(count)]
 
     def _fold(self, event: Event) -> None:
-        deltas = fold_shopper(self.rows[event.shopper], event, 0, self.offset)
-        by_item: dict[str, list[ItemDelta]] = {}
-        for delta in deltas:
-            by_item.setdefault(delta.item, []).append(delta)
-        for item, of_item in by_item.items():
-            row = self.item_rows.setdefault(item, ItemRow(item, 0))
-            fold_item(row, of_item, self.offset)
-            self.table.apply(row)
+        for item in fold_into(self.fold, self.rows[event.shopper], self.item_rows, event, self.offset):
+            self.table.apply(self.item_rows[item])
         self.offset += 1
+
+
+def fold_into(fold: Fold, row: ShopperRow, items: dict[str, ItemRow], event: Event, offset: int) -> list[str]:
+    """Fold `event` of partition 0 into its shopper's row and into `items`; the items it touched."""
+    touches = fold.shopper(row, event, 0, offset).touches
+    for touch in touches:
+        of_item = items.setdefault(touch.item, fold.features.item(touch.item, 0))
+        fold.item(of_item, touch, event.event_name, fold.item_weights(event), offset)
+    return [touch.item for touch in touches]

@@ -14,9 +14,11 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
-from features.events import Event, EventItem
-from features.fold import fold_item, fold_shopper
-from features.rows import FeaturesAsServed, ItemColumns, ItemRow, ShopperRow
+from features.declarations import read_declarations
+from features.events import Event, EventItem, Handover
+from features.feature_set import FeatureSet
+from features.fold import Fold
+from features.rows import FeaturesAsServed, ItemRow, ShopperRow
 from features.store import FeatureRows
 from liveshelf.settings import Settings
 from streams.records import Example, Impression, Rejected, decode, encode
@@ -32,6 +34,7 @@ from streams.topics import (
 from tests.conftest import broker, read_all, running
 
 DEADLINE_S = 90
+FEATURES = FeatureSet(read_declarations(None))
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +78,17 @@ def undisturbed(log: list[tuple[int, int, bytes, bytes]]) -> tuple[dict[str, Sho
     """The rows that the log folds into, without workers or stores."""
     shoppers: dict[str, ShopperRow] = {}
     items: dict[tuple[str, int], ItemRow] = {}
+    fold = Fold(FEATURES)
     for partition, offset, _, value in sorted(log, key=lambda r: r[:2]):
         try:
             event = decode(Event, value)
         except msgspec.DecodeError:
             continue
-        row = shoppers.setdefault(event.shopper, ShopperRow(shopper=event.shopper))
-        deltas = fold_shopper(row, event, partition, offset)
-        for item in dict.fromkeys(d.item for d in deltas):
-            item_row = items.setdefault((item, partition), ItemRow(item=item, partition=partition))
-            fold_item(item_row, [d for d in deltas if d.item == item], offset)
+        row = shoppers.setdefault(event.shopper, FEATURES.shopper(event.shopper))
+        said, weights = fold.shopper(row, event, partition, offset), fold.item_weights(event)
+        for touch in said.touches:
+            item_row = items.setdefault((touch.item, partition), FEATURES.item(touch.item, partition))
+            fold.item(item_row, touch, event.event_name, weights, offset)
     return shoppers, items
 
 
@@ -118,8 +122,10 @@ def test_rows_equal_an_undisturbed_fold_through_a_kill(settings: Settings, produ
         for event in events[:2000]:
             producer.produce(CLICKSTREAM, encode(event), event.shopper.encode())
         producer.produce(CLICKSTREAM, b"not json", b"kill-s1")
-        # Decodes, and then no row can hold its time: it must take nobody with it.
-        poison = msgspec.structs.replace(events[0], event_id="poison", shopper="poison", time_ms=2**70)
+        # Decodes, and then its state fits no row: it must take nobody with it.
+        state = ShopperRow("", numbers=[1.0])
+        handover = Handover(id="poison", states={FEATURES.version: state})
+        poison = msgspec.structs.replace(events[0], event_id="poison", shopper="poison", handover=handover)
         producer.produce(CLICKSTREAM, encode(poison), b"poison")
         producer.flush(10)
         os.kill(worker.pid, signal.SIGKILL)
@@ -130,9 +136,14 @@ def test_rows_equal_an_undisturbed_fold_through_a_kill(settings: Settings, produ
     shoppers, items = undisturbed([r for r in read_all(settings, CLICKSTREAM) if r[2].startswith(b"kill-")])
     rows = FeatureRows(settings, 5.0)
     with role(settings, "streams.agents", log) as worker:
-        until(lambda: rows.applied() and rows.read_shoppers(sorted(shoppers)) == shoppers, "rows equal the fold", worker, log)
-    assert rows.read_items(sorted(items)) == items
-    latest = {(m[2].decode(), m[0]): decode(ItemRow, m[3]) for m in read_all(settings, ITEM_UPDATES)}
+        until(
+            lambda: rows.registered() and rows.read_shoppers(sorted(shoppers), FEATURES) == shoppers,
+            "rows equal the fold",
+            worker,
+            log,
+        )
+    assert rows.read_items(sorted(items), FEATURES) == items
+    latest = {(m[2].decode().partition("/")[2], m[0]): decode(ItemRow, m[3]) for m in read_all(settings, ITEM_UPDATES)}
     assert {key: row for key, row in latest.items() if key in items} == items
     refused = [decode(Rejected, m[3]) for m in read_all(settings, CLICKSTREAM_REJECTED)]
     assert {(r.original, r.reason) for r in refused} == {(b"not json", "undecodable_record"), (encode(poison), "unfoldable_event")}
@@ -143,7 +154,7 @@ def test_a_click_on_a_shelf_becomes_one_labelled_example(settings: Settings, pro
     log = tmp_path / "joiner.log"
     now = int(time.time() * 1000)
     features = FeaturesAsServed(
-        now, ShopperRow(shopper="join-s"), ItemColumns(["a", "b", "c"], [[0.0] * 9] * 3, [1.0] * 3, [""] * 3, [""] * 3, [0.0] * 3)
+        version=FEATURES.version, time_ms=now, shopper_features=b"\0" * 4, candidates=["a", "b", "c"], candidate_features=b"\1" * 12
     )
     impression = Impression(
         request_id="join-r", shopper="join-s", time_ms=now, items=["a", "b", "c"], scores=[3, 2, 1], sources=["trending"] * 3,

@@ -104,13 +104,14 @@ def test_accepted_event_stands_in_clickstream_as_it_was_sent_and_where_java_woul
 ) -> None:
     settings, client = served
     pseudonyms = Pseudonyms((settings.data_path / KEY_FILE).read_bytes())
+    now_ms = time.time_ns() // 1_000_000
     expected = [
         Event(
             event_id=uuid.uuid4().hex,
             event_name="refund",
             shopper=pseudonyms.shopper("", f"c{n}", ""),
             session=pseudonyms.session("s"),
-            time_ms=1_700_000_000_000 + n,
+            time_ms=now_ms - n,
         )
         for n in range(20)
     ]
@@ -130,6 +131,23 @@ def test_accepted_event_stands_in_clickstream_as_it_was_sent_and_where_java_woul
     for event in expected:
         (partition,) = {p for p, key, value in log if (key, value) == (event.shopper, encode(event))}
         assert partition == (murmur2(event.shopper.encode()) & 0x7FFFFFFF) % settings.partitions
+
+
+def test_login_stands_behind_what_the_browser_did_before(served: tuple[Settings, httpx.Client]) -> None:
+    """The anonymous row's partition, so that whoever folds it meets the login after everything that it links."""
+    settings, client = served
+    pseudonyms = Pseudonyms((settings.data_path / KEY_FILE).read_bytes())
+    browser, person = uuid.uuid4().hex, uuid.uuid4().hex
+    names = ["refund", "login", "refund"]
+    for n, name in enumerate(names):
+        who = {"client_id": browser} | ({"user_id": person} if n else {})
+        assert client.post("/v1/events", json=who | {"name": name, "event_id": f"{browser[:8]}-{n}"}).status_code == 202
+    found = [(partition, decode(Event, value)) for partition, _, value in records(settings, CLICKSTREAM)]
+    anonymous, signed_in = pseudonyms.shopper("", browser, ""), pseudonyms.shopper(person, "", "")
+    before = [(partition, event.event_name, event.link_to) for partition, event in found if event.shopper == anonymous]
+    assert [(name, link) for _, name, link in before] == [("refund", ""), ("login", signed_in)]
+    assert len({partition for partition, _, _ in before}) == 1
+    assert [event.event_name for _, event in found if event.shopper == signed_in] == ["refund"]
 
 
 def test_refused_event_stands_in_clickstream_rejected(served: tuple[Settings, httpx.Client]) -> None:

@@ -123,11 +123,18 @@ def test_interrupted_replay_goes_on_where_it_stopped(served: tuple[Settings, htt
     assert len(times) == 400, "the second run shifts by as much as the first"
 
 
-def test_kept_times_and_rejected_lines(served: tuple[Settings, httpx.Client], tmp_path: Path) -> None:
-    settings, _ = served
+def test_kept_times_and_rejected_lines(served: tuple[Settings, httpx.Client], kafka: Settings, tmp_path: Path) -> None:
+    """A collector that takes no archives is told apart at once, by the name of the setting; one that does takes the log as it is."""
     log = tmp_path / "y.txt"
     log.write_text(f"SessionId\tItemId\tTime\n1\t{tmp_path.name}\t1396860669.277\n1\tb\tnoon\n1\tc\t100\n")
-    answer = result(settings, "replay", log, "--format", "yoochoose", "--keep-times")
+    process = command(served[0], "replay", log, "--format", "yoochoose", "--keep-times")
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 2
+    assert "LIVESHELF_EVENT_AGE_MAX_H=0" in err
+
+    settings = msgspec.structs.replace(on_free_ports(kafka, tmp_path), event_age_max_h=0)
+    with collector(settings, tmp_path / "collector.log"):
+        answer = result(settings, "replay", log, "--format", "yoochoose", "--keep-times")
     assert answer["rejected"] == {"malformed_line": 1, "out_of_range": 1}
     assert answer["malformed_lines"][0].startswith("y.txt:3: ")
     (event,) = stored(settings, log)

@@ -7,14 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from google.protobuf import duration_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
-from liveshelf.client import AsyncClient, Client
+from liveshelf.client import AsyncClient, Client, DeadlineError, Event, OverloadedError, UnauthenticatedError
 from liveshelf.errors import InvalidEventError, LiveshelfError, NotFoundError, UnavailableError
 from liveshelf.v1 import recommendation_pb2 as pb2
-from liveshelf.v1.recommendation_pb2_grpc import RecommendationServiceServicer, add_RecommendationServiceServicer_to_server
+from liveshelf.v1.recommendation_pb2_grpc import (
+    EventServiceServicer,
+    RecommendationServiceServicer,
+    add_EventServiceServicer_to_server,
+    add_RecommendationServiceServicer_to_server,
+)
 
 
-class Scorer(RecommendationServiceServicer):
+class Scorer(RecommendationServiceServicer, EventServiceServicer):
     """Answers what it was asked; `context_item_ids` or `item_id` of the form status:NAME or sleep:SECONDS ask for trouble."""
 
     def __init__(self) -> None:
@@ -30,9 +39,21 @@ class Scorer(RecommendationServiceServicer):
             elif kind == "status":
                 context.abort(grpc.StatusCode[value], f"words about {value}")
             elif kind == "refuse":
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, value)
+                field, _, description = value.partition(": ")
+                violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+                self._abort(context, code_pb2.INVALID_ARGUMENT, value, error_details_pb2.BadRequest(field_violations=[violation]))
+            elif kind == "overloaded":
+                retry = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(nanos=int(float(value) * 1e9)))
+                self._abort(context, code_pb2.RESOURCE_EXHAUSTED, "full", retry)
+            elif kind == "slow_at_first" and self.calls[method] == 1:
+                time.sleep(float(value))
             elif kind == "unavailable_until" and self.calls[method] < int(value):
                 context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+
+    def _abort(self, context: grpc.ServicerContext, code: int, message: str, detail: Message) -> None:
+        status = status_pb2.Status(code=code, message=message)
+        status.details.add().Pack(detail)
+        context.abort_with_status(rpc_status.to_status(status))
 
     def Recommend(self, request, context):  # noqa: N802 - the wire contract names it
         self.requests.append(request)
@@ -48,11 +69,17 @@ class Scorer(RecommendationServiceServicer):
         self._trouble("SimilarItems", [request.item_id], context)
         return pb2.SimilarItemsResponse(items=[pb2.ScoredItem(item_id=request.item_id)])
 
+    def RecordEvents(self, request, context):  # noqa: N802 - the wire contract names it
+        self.requests.append(request)
+        self._trouble("RecordEvents", [request.events[0].search_term], context)
+        return pb2.RecordEventsResponse(accepted=len(request.events))
+
 
 @pytest.fixture
 def scorer() -> Iterator[tuple[Scorer, str]]:
     servicer, server = Scorer(), grpc.server(ThreadPoolExecutor(4))
     add_RecommendationServiceServicer_to_server(servicer, server)
+    add_EventServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield servicer, f"127.0.0.1:{port}"
@@ -87,7 +114,7 @@ def test_a_late_answer_is_given_up_at_the_deadline(scorer: tuple[Scorer, str]) -
     with Client(address, deadline_ms=100) as client:
         client.similar_items("warm", deadline_ms=5_000)  # connects
         started = time.monotonic()
-        with pytest.raises(UnavailableError, match="within its deadline"):
+        with pytest.raises(DeadlineError, match="within its deadline"):
             client.recommend(client_id="c", context_item_ids=["sleep:2"])
         assert time.monotonic() - started < 1.5
         assert client.recommend(client_id="c", context_item_ids=["sleep:0.3"], deadline_ms=5_000).request_id == "r1"
@@ -96,8 +123,9 @@ def test_a_late_answer_is_given_up_at_the_deadline(scorer: tuple[Scorer, str]) -
 @pytest.mark.parametrize(
     ("status", "raised"),
     [
-        ("RESOURCE_EXHAUSTED", UnavailableError),
+        ("RESOURCE_EXHAUSTED", OverloadedError),
         ("UNAVAILABLE", UnavailableError),
+        ("UNAUTHENTICATED", UnauthenticatedError),
         ("INVALID_ARGUMENT", InvalidEventError),
         ("NOT_FOUND", NotFoundError),
         ("INTERNAL", LiveshelfError),
@@ -137,6 +165,67 @@ def test_only_the_unlogged_call_is_sent_again(scorer: tuple[Scorer, str]) -> Non
         with pytest.raises(UnavailableError):
             client.rank(["unavailable_until:3"], client_id="c")
     assert servicer.calls == {"SimilarItems": 3, "Recommend": 1, "Rank": 1}
+
+
+def test_overload_says_when_to_come_again(scorer: tuple[Scorer, str]) -> None:
+    """And the client leaves that to its caller: asking a scorer that is full again at once would keep it full."""
+    servicer, address = scorer
+    with Client(address, deadline_ms=5_000) as client, pytest.raises(OverloadedError) as caught:
+        client.similar_items("overloaded:0.25")
+    assert caught.value.retry_after_s == 0.25
+    assert servicer.calls == {"SimilarItems": 1}
+
+
+def test_events_are_sent_again_with_the_ids_they_got_first(scorer: tuple[Scorer, str]) -> None:
+    """Ids and times are given at the client, in the caller's own objects; those that are there stay."""
+    servicer, address = scorer
+    message = Event(name="view_item", client_id="c", search_term="unavailable_until:3")
+    mapping = {"name": "view_item", "client_id": "c", "event_id": "mine", "items": [{"item_id": "a", "price": 2.5}]}
+    with Client(address) as client:
+        assert client.record_events([message, mapping]).accepted == 2
+    first, *others = servicer.requests
+    assert len(others) == 2
+    assert all(other == first for other in others)
+    assert (first.events[0].event_id, first.events[1].event_id) == (message.event_id, "mine")
+    assert len(message.event_id) == 32
+    assert abs(message.timestamp_micros / 1e6 - time.time()) < 60
+    assert mapping["timestamp_micros"] == message.timestamp_micros
+    assert first.events[1].items[0].price == 2.5
+
+
+def test_a_late_unlogged_call_is_hedged(scorer: tuple[Scorer, str]) -> None:
+    """The second answer comes long before the first would have; Recommend is never hedged, and nothing is without being asked to."""
+    servicer, address = scorer
+    with Client(address, deadline_ms=10_000, hedge_after_ms=100) as client:
+        started = time.monotonic()
+        assert client.similar_items("slow_at_first:1.5").items
+        assert time.monotonic() - started < 1.2
+        client.recommend(client_id="c", context_item_ids=["slow_at_first:0.3"])
+    assert servicer.calls == {"SimilarItems": 2, "Recommend": 1}
+
+    async def awaited() -> float:
+        servicer.calls.clear()
+        async with AsyncClient(address, deadline_ms=10_000, hedge_after_ms=100) as client:
+            started = time.monotonic()
+            assert (await client.similar_items("slow_at_first:1.5")).items
+            return time.monotonic() - started
+
+    assert asyncio.run(awaited()) < 1.2
+    assert servicer.calls == {"SimilarItems": 2}
+    servicer.calls.clear()
+    with Client(address, deadline_ms=10_000) as client:
+        client.similar_items("slow_at_first:0.3")
+    assert servicer.calls == {"SimilarItems": 1}
+
+
+def test_a_hedged_call_fails_as_an_unhedged_one_does(scorer: tuple[Scorer, str]) -> None:
+    _, address = scorer
+    with Client(address, deadline_ms=300, hedge_after_ms=50) as client:
+        client.recommend(client_id="c", deadline_ms=5_000)  # connects
+        with pytest.raises(NotFoundError):
+            client.similar_items("status:NOT_FOUND")
+        with pytest.raises(DeadlineError):
+            client.similar_items("sleep:1")
 
 
 def test_nobody_listening_is_said_with_the_address(unused_address: str) -> None:

@@ -9,24 +9,26 @@ from pathlib import Path
 
 import pytest
 
+from liveshelf.cli.features import VERBS as FEATURE_VERBS
 from liveshelf.cli.main import VERBS
 from tests.conftest import free_port
 
 ROOT = Path(__file__).parents[3]
 
 
-def liveshelf(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+def liveshelf(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("LIVESHELF_") or name == "LIVESHELF_CACHE_DIR"
     }
     environment |= {f"LIVESHELF_{name.upper()}": str(value) for name, value in settings.items()}
     environment["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, "-m", "liveshelf.cli.main", *arguments]
+    command = [sys.executable, "-m", "liveshelf.cli.main", *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
 def present_verbs() -> list[str]:
-    return [verb for verb in VERBS if (ROOT / "liveshelf" / "cli" / f"{verb}.py").exists()]
+    cli = ROOT / "liveshelf" / "cli"
+    return [verb for verb in VERBS if (cli / f"{verb}.py").exists() or (cli / verb / "__init__.py").exists()]
 
 
 def test_help_lists_every_verb_that_is_there() -> None:
@@ -57,6 +59,35 @@ def test_help_of_each_verb_teaches(verb: str) -> None:
     done = liveshelf(verb, "--help")
     assert done.returncode == 0, done.stderr
     assert f"Usage: liveshelf {verb}" in done.stdout
+
+
+@pytest.mark.parametrize("verb", FEATURE_VERBS)
+def test_help_of_each_verb_of_features_teaches(verb: str) -> None:
+    """Each with an example; and every verb that the group lists is there."""
+    done = liveshelf("features", verb, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"Usage: liveshelf features {verb}" in done.stdout
+    assert f"    liveshelf features {verb}" in done.stdout
+
+
+def test_features_settings_are_checked_without_anything_running(tmp_path: Path) -> None:
+    """A file with a mistake names its line and exits 1; a sample that is no file exits 2; a valid proposal comes from 40 events."""
+    wrong, sample = tmp_path / "features.yml", tmp_path / "events.jsonl"
+    wrong.write_text("features:\n  - name: recent\n    kind: last_n\n    n: many\n    events: [view_item]\n")
+    done = liveshelf("features", "check", wrong, data_dir=tmp_path)
+    assert (done.returncode, f"{wrong}, line 4" in done.stdout) == (1, True), done.stdout
+    assert liveshelf("features", "suggest", sample, data_dir=tmp_path).returncode == 2
+    micros = 1_790_000_000_000_000
+    lines = [
+        {"name": "view_item", "client_id": f"c{n % 7}", "timestamp_micros": micros + n * 10**9, "items": [{"item_id": f"i{n % 5}"}]}
+        for n in range(40)
+    ]
+    sample.write_text("\n".join(map(json.dumps, lines)) + '\n{"name": "view_itm"}\n')
+    assert liveshelf("features", "suggest", sample, "-o", tmp_path / "new.yml", data_dir=tmp_path).returncode == 0
+    checked = liveshelf("features", "check", tmp_path / "new.yml", "--sample", sample, "--json", data_dir=tmp_path)
+    result = json.loads(checked.stdout)
+    assert (checked.returncode, result["faults"]) == (0, [])
+    assert (result["sample"]["valid"], result["sample"]["invalid"]) == (40, {"unknown_event_name": 1})
 
 
 def test_a_bad_setting_is_one_line_and_exit_2() -> None:

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import pytest
 
-from liveshelf.errors import ConflictError, CorruptError, LiveshelfError, UnavailableError
+from liveshelf.errors import ConflictError, CorruptError, LiveshelfError, SettingsError, UnavailableError
 from liveshelf.replay.logs import ClickLog, LogEvent
 from liveshelf.replay.sender import Pace, Sender, replay
 from liveshelf.replay.state import ReplayState, load_state, save_state, state_path
@@ -21,7 +21,7 @@ from streams.producer import MemoryProducer
 from streams.pseudonym import Pseudonyms
 from streams.records import Event, decode
 
-SETTINGS = msgspec.structs.replace(Settings(), events_per_request_max=20)
+SETTINGS = msgspec.structs.replace(Settings(), events_per_request_max=20, event_age_max_h=0)  # the logs below are of 2001
 PSEUDONYMS = Pseudonyms(b"k" * 32)
 Answers = Callable[[httpx.Request], httpx.Response | None]
 
@@ -29,9 +29,9 @@ Answers = Callable[[httpx.Request], httpx.Response | None]
 class Collector(httpx.AsyncBaseTransport):
     """The real collector behind a wire on which `instead` may answer in its place."""
 
-    def __init__(self, instead: Answers = lambda request: None) -> None:
+    def __init__(self, instead: Answers = lambda request: None, settings: Settings = SETTINGS) -> None:
         self.producer = MemoryProducer(10_000)
-        self.app = create_app(SETTINGS, self.producer, PSEUDONYMS)
+        self.app = create_app(settings, self.producer, PSEUDONYMS)
         self.app.state.collector.topics_made = True
         self._inner = httpx.ASGITransport(self.app)
         self._instead = instead
@@ -86,6 +86,27 @@ def test_rejected_events_are_counted_by_reason(tmp_path: Path) -> None:
     assert state.accepted + state.rejected["in_the_future"] == state.position == 100
     assert 40 <= state.rejected["in_the_future"] <= 51
     assert len(collector.events()) == state.accepted
+
+
+def test_collector_that_takes_no_archives_is_said_once_and_its_setting_named(tmp_path: Path) -> None:
+    """One event is refused, not the whole log; once the setting is right, the same replay goes on."""
+    young_only = msgspec.structs.replace(SETTINGS, event_age_max_h=24 * 90)
+    collector, log, state = Collector(settings=young_only), log_of(tmp_path, 500, 9), fresh_state()
+    with pytest.raises(SettingsError, match=r"--keep-times .*event_age_max_h 0 .*LIVESHELF_EVENT_AGE_MAX_H=0"):
+        send(collector, log, state)
+    assert len(collector.producer.log["clickstream-rejected"]) == 1
+    assert (state.position, state.rejected, collector.events()) == (0, {}, [])
+    archive = Collector()
+    send(archive, log, state)
+    assert state.accepted == len(archive.events()) == 500
+
+
+def test_log_that_reaches_too_far_back_when_shifted_is_said_too(tmp_path: Path) -> None:
+    age_ms = 24 * 3_600_000
+    young_only = msgspec.structs.replace(SETTINGS, event_age_max_h=24)
+    state = fresh_state(shift_ms=time.time_ns() // 1_000_000 - 1_000_000_000_000 - age_ms - 60_000)
+    with pytest.raises(SettingsError, match="even shifted"):
+        send(Collector(settings=young_only), log_of(tmp_path, 100, 3), state)
 
 
 def test_collector_that_is_busy_or_away_is_asked_again(tmp_path: Path) -> None:
@@ -170,7 +191,7 @@ def test_begun_window_is_sent_again_with_the_same_ids(tmp_path: Path) -> None:
     collector, log, state = Collector(instead), log_of(tmp_path, 40, 8), fresh_state()
     with pytest.raises(LiveshelfError, match="500"):
         send(collector, log, state)
-    assert state.position == 0
+    assert state.position == 1, "the first event, which goes alone"
     broken = False
     send(collector, log, state)
     ids = {event.event_id for event in collector.events()}

@@ -12,9 +12,8 @@ from liveshelf.settings import Settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-pytest.importorskip("tensorflow")
 
-from serving.model_server.app import serve
+from serving.model_server.app import Options, serve
 from serving.model_server.config import default_config
 
 
@@ -26,4 +25,4 @@ def test_port_in_use_is_said(tmp_path: Path, setting: str) -> None:
         ports = {"model_server_port": 0, "model_server_metrics_port": 0, setting: taken.getsockname()[1]}
         settings = Settings(data_dir=str(tmp_path), **ports)
         with pytest.raises(ConflictError, match=f"LIVESHELF_{setting.upper()}"):
-            asyncio.run(serve(settings, default_config(settings)))
+            asyncio.run(serve(settings, default_config(settings), Options()))

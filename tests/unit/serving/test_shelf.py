@@ -5,19 +5,22 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pytest
 
-from features.events import EVENT_NAMES
+from features.encoder import Encoder
+from features.fold import Fold, Touch
 from features.items import ItemTable
-from features.rows import CatalogItem, ItemRow
+from features.rows import CatalogItem
 from features.store import FeatureRows
 from serving.candidates import default_sources
 from serving.live_model import ModelFollower
 from serving.model_client import ModelClient
 from serving.query import Query, Shelf
-from serving.shelf import ShelfMaker
+from serving.shelf import ShelfMaker, Side
 from streams.records import Impression
 from tests.conftest import local_settings
+from tests.planted_shop import FEATURES
 
 T0 = 1_700_000_000_000
 Answer = TypeVar("Answer")
@@ -25,19 +28,13 @@ Answer = TypeVar("Answer")
 
 def table() -> ItemTable:
     """Items 0..19 in two categories, ever less popular; item 1 leads to item 7; item 3 cannot be had."""
-    items = ItemTable()
+    items, fold = ItemTable(FEATURES), Fold(FEATURES)
     for n in range(20):
         items.apply_catalog(CatalogItem(item_id=f"i{n}", item_category=f"c{n % 2}", price=1.0, available=n != 3, time_ms=T0))
-        items.apply(
-            ItemRow(
-                item=f"i{n}",
-                partition=0,
-                offset=n,
-                time_ms=T0,
-                counts={"view_item": 20.0 - n},
-                neighbours={"i7": 50.0} if n == 1 else {},
-            )
-        )
+        row = FEATURES.item(f"i{n}", 0)
+        touch = Touch(row.item, 20 - n, {"i7": 50.0} if n == 1 else {})
+        fold.item(row, touch, "view_item", FEATURES.item_half_lives.weights(T0), n)
+        items.apply(row)
     return items
 
 
@@ -48,11 +45,12 @@ def alone(tmp_path: Path, items: ItemTable, ask: Callable[[ShelfMaker], Awaitabl
 
     async def run() -> Answer:
         async with ModelClient(settings) as client:
-            models = ModelFollower(client, 0.1)
+            models = ModelFollower(client, 0.1, lambda _: True)
             await models.refresh()
             rows = FeatureRows(settings, 0.05)
-            rows.apply()
-            maker = ShelfMaker(rows, items, models, default_sources(), logged.append, 10.0, lambda: T0)
+            rows.register_first()
+            side = Side(FEATURES, items)
+            maker = ShelfMaker(rows, lambda _: side, models, default_sources(), logged.append, 10.0, lambda: T0)
             answer = await ask(maker)
             await asyncio.sleep(0)  # the impression is logged after the answer
             return answer
@@ -74,15 +72,19 @@ def test_with_nothing_else_up_the_shelf_is_what_is_popular(tmp_path: Path) -> No
     assert shelf.degraded == "store_unavailable"
     assert shelf.model_version == 0
     assert [(i.items, i.degraded, i.request_id) for i in logged] == [(items_of(shelf), shelf.degraded, shelf.request_id)]
-    assert logged[0].features.candidates.items == items_of(shelf)
-    assert all(len(row) == len(EVENT_NAMES) for row in logged[0].features.candidates.counts)
+    assert logged[0].features.candidates == items_of(shelf)
+    views = Encoder(FEATURES).decode(logged[0].features)["candidate_features"][
+        :, FEATURES.candidate_columns.index("log_demand_view_item_72h")
+    ]
+    assert views == pytest.approx(np.log1p([20, 19, 18, 16, 15]))
 
 
 def test_items_on_the_page_lead_to_their_neighbours_and_are_not_shown(tmp_path: Path) -> None:
     shelf, logged = alone(tmp_path, table(), lambda maker: maker.shelf(query(context=("i1",)), 1.0))
     assert (shelf.items[0].item, shelf.items[0].source) == ("i7", "covisit")
     assert "i1" not in items_of(shelf)
-    assert logged[0].features.shopper.recent_items == ["i1"]
+    assert logged[0].features.recent_items == ["i1"]
+    assert logged[0].features.item_offsets["i1"] == [1], "its row led to the neighbour"
     assert logged[0].context_items == ["i1"]
 
 
@@ -107,7 +109,17 @@ def test_no_time_left_answers_from_memory(tmp_path: Path, candidates: tuple[str,
 
 
 def test_an_empty_catalog_answers_an_empty_shelf(tmp_path: Path) -> None:
-    shelf, logged = alone(tmp_path, ItemTable(), lambda maker: maker.shelf(query(), 1.0))
+    shelf, logged = alone(tmp_path, ItemTable(FEATURES), lambda maker: maker.shelf(query(), 1.0))
     assert list(shelf.items) == []
     assert shelf.degraded
     assert logged == []
+
+
+def test_being_listed_often_makes_no_item_popular(tmp_path: Path) -> None:
+    """Without a model the order is by views and purchases; showing an item, which we do ourselves, says nothing of it."""
+    items = table()
+    row = FEATURES.item("i19", 1)
+    Fold(FEATURES).item(row, Touch("i19", 10_000, {}), "view_item_list", FEATURES.item_half_lives.weights(T0), 0)
+    items.apply(row)
+    shelf, _ = alone(tmp_path, items, lambda maker: maker.shelf(query(), 1.0))
+    assert items_of(shelf) == ["i0", "i1", "i2", "i4", "i5"]

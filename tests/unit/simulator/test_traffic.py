@@ -11,7 +11,7 @@ import pytest
 
 from liveshelf.client import Client
 from liveshelf.errors import UnavailableError
-from liveshelf.simulator.feed import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Feed, batches
+from liveshelf.simulator.feed import Feed
 from liveshelf.simulator.history import history
 from liveshelf.simulator.shop import Shop
 from liveshelf.simulator.traffic import Tally, live, seed_history
@@ -113,14 +113,6 @@ def scorer(shop: Shop) -> Iterator[tuple[Scorer, str]]:
     server.stop(0).wait()
 
 
-def test_batches_keep_order_and_limits() -> None:
-    records = [b"x" * (n % 4_000) for n in range(3_000)]
-    cut = list(batches(records))
-    assert [record for batch in cut for record in batch] == records
-    assert all(len(batch) <= BATCH_RECORDS_MAX and sum(map(len, batch)) + len(batch) <= BATCH_BYTES_MAX for batch in cut)
-    assert list(batches([])) == []
-
-
 def test_history_arrives_whole_in_order_and_ends_now(shop: Shop, collector: Collector) -> None:
     """The catalog first, stamped; then every event in event-time order; the tally is what the collector said."""
     steps: list[tuple[int, int]] = []
@@ -183,6 +175,26 @@ def test_visits_now_close_the_loop(shop: Shop, collector: Collector, scorer: tup
     assert (tally.shelves, tally.shelves_missed) == (len(servicer.shelves), servicer.down)
     assert 0 < tally.shelves_degraded < tally.shelves
     assert len({event["event_id"] for event in collector.events}) == len(collector.events)
+
+
+def test_shelves_are_asked_for_and_events_sent_as_whoever_is_signed_in(
+    shop: Shop, collector: Collector, scorer: tuple[Scorer, str]
+) -> None:
+    """Before the login as the anonymous browser, after it as the person; feedback on an earlier shelf may come after the login."""
+    servicer, address = scorer
+    with Feed(collector.url) as feed, Client(address, 5_000) as client:
+        tally = live(shop, feed, client, visits=60, rate_per_s=0, run="t", sign_in_share=1.0)
+    logins = {event["session_id"]: event for event in collector.events if event["event_name"] == "login"}
+    assert len(logins) == tally.logins > 3
+    owners = {shopper.client_id: shopper.user_id for shopper in shop.shoppers}
+    assert all(event["user_id"] == owners[event["client_id"]] != "" for event in logins.values())
+    for event in collector.events:
+        if event["event_name"] == "view_item_list":
+            request, _ = servicer.shelves[event["request_id"]]
+            assert (request.shopper.client_id, request.shopper.user_id) == (event["client_id"], event.get("user_id", ""))
+        login = logins.get(event["session_id"])
+        if login is None or event["event_id"] < login["event_id"]:
+            assert "user_id" not in event, "nobody is signed in before the login"
 
 
 def test_same_seed_same_visitors_other_run_other_ids(shop: Shop, collector: Collector, scorer: tuple[Scorer, str]) -> None:

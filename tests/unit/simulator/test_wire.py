@@ -3,8 +3,9 @@
 import msgspec
 
 from features.rows import CatalogItem
+from liveshelf.batching import batches
 from liveshelf.settings import Settings
-from liveshelf.simulator.feed import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, batches
+from liveshelf.simulator.feed import BATCH_BYTES_MAX, BATCH_RECORDS_MAX
 from liveshelf.simulator.history import history, shifted
 from liveshelf.simulator.shop import Shop
 from streams.intake import read_catalog, read_events
@@ -16,9 +17,9 @@ PSEUDONYMS = Pseudonyms(b"k" * 32)
 
 
 def test_the_collector_takes_every_event_as_it_was_meant() -> None:
-    events = shifted(history(Shop(3, items=120, shoppers=30), 4), NOW_MS)
+    events = shifted(history(Shop(3, items=120, shoppers=30), 4, sign_in_share=1.0), NOW_MS)
     taken = []
-    for batch in batches([msgspec.json.encode(event) for event in events]):
+    for batch in batches(map(msgspec.json.encode, events), BATCH_RECORDS_MAX, BATCH_BYTES_MAX):
         intake = read_events(b'{"events":[' + b",".join(batch) + b"]}", NOW_MS, SETTINGS, PSEUDONYMS)
         assert not intake.refusals
         taken += intake.accepted
@@ -26,13 +27,18 @@ def test_the_collector_takes_every_event_as_it_was_meant() -> None:
     for sent, got in zip(events, taken, strict=True):
         assert (got.event_name, got.items, got.time_ms) == (sent.event_name, sent.items, sent.timestamp_micros // 1_000)
         assert (got.transaction_id, got.currency, got.value) == (sent.transaction_id, sent.currency, sent.value)
-        assert got.shopper == PSEUDONYMS.shopper(sent.user_id, sent.client_id, sent.session_id)
+        person, browser = PSEUDONYMS.shopper(sent.user_id, "", ""), PSEUDONYMS.shopper("", sent.client_id, "")
+        if sent.event_name == "login":
+            assert (got.shopper, got.link_to) == (browser, person)
+        else:
+            assert (got.shopper, got.link_to) == (person or browser, "")
+    assert {"login", "view_item"} <= {event.event_name for event in taken}
 
 
 def test_the_collector_takes_every_catalog_record() -> None:
     stamped = [msgspec.structs.replace(item, time_ms=NOW_MS) for item in Shop(3).catalog]
     taken: list[CatalogItem] = []
-    for batch in batches([msgspec.json.encode(item) for item in stamped]):
+    for batch in batches(map(msgspec.json.encode, stamped), BATCH_RECORDS_MAX, BATCH_BYTES_MAX):
         intake = read_catalog(b'{"items":[' + b",".join(batch) + b"]}", NOW_MS, SETTINGS, PSEUDONYMS)
         assert not intake.refusals
         taken += intake.accepted
@@ -41,4 +47,4 @@ def test_the_collector_takes_every_catalog_record() -> None:
 
 def test_batches_fit_the_collectors_own_limits() -> None:
     assert SETTINGS.events_per_request_max >= BATCH_RECORDS_MAX
-    assert BATCH_BYTES_MAX + len(b'{"events":[]}') <= SETTINGS.event_body_bytes_max
+    assert SETTINGS.event_body_bytes_max >= BATCH_BYTES_MAX

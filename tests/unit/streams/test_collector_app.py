@@ -18,10 +18,12 @@ from streams.collector import create_app
 from streams.producer import MemoryProducer
 from streams.pseudonym import Pseudonyms
 from streams.records import CatalogItem, Event, Rejected, decode
+from streams.wire import TIME_MIN_US
 
 JSON = {"content-type": "application/json"}
 VIEW: dict[str, Any] = {"name": "view_item", "client_id": "c", "event_id": "e", "items": [{"item_id": "a"}]}
 PSEUDONYMS = Pseudonyms(b"k" * 32)
+NOW_US = time.time_ns() // 1000
 
 
 @contextmanager
@@ -65,6 +67,15 @@ def test_accepted_event_stands_in_clickstream_under_its_shopper(client: TestClie
     event = decode(Event, value)
     assert key == event.shopper == PSEUDONYMS.shopper("", "c", "")
     assert event.event_id == "e"
+
+
+def test_login_stands_where_the_browsers_events_stand(client: TestClient, log: dict[str, Any]) -> None:
+    browser = {"client_id": "c", "timestamp_micros": time.time_ns() // 1000}
+    batch = [VIEW, browser | {"name": "login", "user_id": "u"}, VIEW | {"user_id": "u"}]
+    assert client.post("/v1/events", json=batch).status_code == 202
+    (before, login, after) = [(where.partition, key, decode(Event, value)) for where, key, value in log["clickstream"]]
+    assert login[:2] == before[:2]
+    assert login[2].link_to == after[1] != login[1]
 
 
 def test_batch_is_taken_in_order_and_its_bad_events_are_named(client: TestClient, log: dict[str, Any]) -> None:
@@ -204,6 +215,13 @@ def test_openapi_names_every_route_and_its_references_resolve(client: TestClient
     assert "view_item" in json.dumps(document["components"]["schemas"]["WireEvent"])
 
 
+def test_openapi_says_what_counts_once_and_what_is_too_old() -> None:
+    with collector(MemoryProducer(100), event_age_max_h=48) as client:
+        document = client.get("/openapi.json").json()
+    assert "within 24 hours" in document["components"]["schemas"]["WireEvent"]["properties"]["event_id"]["description"]
+    assert "48 hours ago" in document["info"]["description"]
+
+
 def same_answer(answer: httpx.Response) -> None:
     assert answer.status_code in (202, 400, 413), answer.text
     if answer.status_code != 413:
@@ -230,12 +248,12 @@ items = st.lists(
     max_size=3,
 )
 fields = {
-    "name": st.sampled_from(["view_item", "purchase", "refund", "nope"]) | junk,
+    "name": st.sampled_from(["view_item", "purchase", "refund", "login", "nope"]) | junk,
     "user_id": ids,
     "client_id": ids,
     "session_id": ids,
     "event_id": scalars,
-    "timestamp_micros": scalars,
+    "timestamp_micros": scalars | st.integers(TIME_MIN_US, 2**62) | st.integers(NOW_US - 10**10, NOW_US),
     "items": items | junk,
     "value": scalars,
 }

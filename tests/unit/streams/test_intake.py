@@ -56,6 +56,38 @@ def test_golden_records_can_still_be_read() -> None:
     assert PSEUDONYMS.shopper("ann@shop.example", "", "").encode() in rejected.original
 
 
+FULL = Event(
+    event_id="e-1",
+    event_name="purchase",
+    shopper="176ed188327b1f0d32714a84240f1a84",
+    session="e961de1d6076079ffb372a5ec1fd2a44",
+    time_ms=1_700_000_200_000,
+    items=(EventItem("SKU_1", "Crème brûlée dish", "Kitchen", "Ardèche", 12.5, 3, 4), EventItem("22")),
+    request_id="r-9",
+    transaction_id="4711",
+    search_term="dish",
+    currency="EUR",
+    value=37.5,
+)
+LINK = Event(
+    event_id="e-2",
+    event_name="login",
+    shopper="a108dc1499009df63a9fc6726de1da82",
+    session="e961de1d6076079ffb372a5ec1fd2a44",
+    time_ms=1_700_000_123_456,
+    link_to="176ed188327b1f0d32714a84240f1a84",
+)
+
+
+@pytest.mark.parametrize(("name", "event"), [("stored_event_v1.json", FULL), ("stored_login_v1.json", LINK)])
+def test_golden_record_of_version_1_means_the_same_for_ever(name: str, event: Event) -> None:
+    """As it stands in logs that are out there: with its version written out, and every field set that its kind has."""
+    stored = (GOLDEN / name).read_bytes()
+    assert json.loads(stored)["v"] == 1
+    assert decode(Event, stored) == event
+    assert decode(Event, encode(event)) == event
+
+
 def test_time_is_that_of_receipt_unless_given_and_params_come_second() -> None:
     assert one(VIEW).time_ms == NOW_MS
     event = one(VIEW | {"session_id": "own", "params": {"session_id": "params", "search_term": "params"}})
@@ -81,7 +113,9 @@ def test_nested_path_is_named() -> None:
     assert (refusal.field, refusal.value, refusal.expected) == ("params.items[1].price", "3", "float | null")
 
 
-FUTURE = (NOW_MS + SETTINGS.event_future_tolerance_s * 1000 + 1) * 1000
+LATEST_MS = NOW_MS + SETTINGS.event_future_tolerance_s * 1000
+OLDEST_MS = NOW_MS - SETTINGS.event_age_max_h * 3_600_000
+LOGIN: dict[str, Any] = {"name": "login", "client_id": "7", "user_id": "7"}
 REFUSED = [
     (b"", "invalid_json", ""),
     (b'{"name":', "invalid_json", ""),
@@ -109,7 +143,14 @@ REFUSED = [
     (VIEW | {"client_id": "c" * 257}, "too_long", "client_id"),
     (VIEW | {"client_id": 10**30}, "out_of_range", "client_id"),
     (VIEW | {"client_id": ["c"]}, "wrong_type", "client_id"),
-    (VIEW | {"timestamp_micros": FUTURE}, "in_the_future", "timestamp_micros"),
+    (VIEW | {"timestamp_micros": (LATEST_MS + 1) * 1000}, "in_the_future", "timestamp_micros"),
+    (VIEW | {"timestamp_micros": OLDEST_MS * 1000 - 1}, "too_old", "timestamp_micros"),
+    ({"timestamp_micros": OLDEST_MS * 1000 - 1, "events": [VIEW]}, "too_old", "timestamp_micros"),
+    (LOGIN | {"timestamp_micros": OLDEST_MS * 1000 - 1}, "too_old", "timestamp_micros"),
+    (LOGIN | {"user_id": ""}, "missing_field", "user_id"),
+    ({"name": "login", "client_id": "c", "session_id": "s"}, "missing_field", "user_id"),
+    ({"name": "login", "user_id": "u", "session_id": "s"}, "missing_field", "client_id"),
+    ({"client_id": "c", "events": [{"name": "login", "params": {"user_id": None}}]}, "missing_field", "user_id"),
     (VIEW | {"timestamp_micros": NOW_MS}, "out_of_range", "timestamp_micros"),
     (VIEW | {"filler": "x" * EVENT_BYTES_MAX}, "too_large", ""),
 ]
@@ -130,9 +171,49 @@ def test_refusals(value: object, reason: str, field: str) -> None:
 
 def test_limits_themselves_are_accepted() -> None:
     items = [{"item_id": "a" * 128, "price": 0, "quantity": 10_000}] * ITEMS_MAX
-    event = one(VIEW | {"event_id": "e" * 64, "items": items, "timestamp_micros": FUTURE - 1000})
+    event = one(VIEW | {"event_id": "e" * 64, "items": items, "timestamp_micros": LATEST_MS * 1000 + 999})
     assert len(event.items) == ITEMS_MAX
-    assert one(VIEW | {"timestamp_micros": 800_000_000_000_000}).time_ms == 800_000_000_000, "archives may be old"
+    assert event.time_ms == LATEST_MS
+    assert one(VIEW | {"timestamp_micros": OLDEST_MS * 1000}).time_ms == OLDEST_MS
+
+
+def test_a_refusal_for_age_says_the_oldest_time_that_is_taken_and_the_setting() -> None:
+    (refusal,) = take(VIEW | {"timestamp_micros": 800_000_000_000_000}).refusals
+    assert refusal.expected == (
+        f"microseconds since 1970, at least {OLDEST_MS * 1000} (2023-08-16T22:30:00.000Z): event_age_max_h is {SETTINGS.event_age_max_h}"
+    )
+
+
+def test_archives_may_be_old_where_the_setting_says_so() -> None:
+    body = json.dumps(VIEW | {"timestamp_micros": 800_000_000_000_000}).encode()
+    intake = read_events(body, NOW_MS, msgspec.structs.replace(SETTINGS, event_age_max_h=0), PSEUDONYMS)
+    assert [event.time_ms for event in intake.accepted] == [800_000_000_000]
+
+
+def test_login_is_the_browsers_event_and_names_the_person() -> None:
+    event = one(
+        LOGIN | {"event_id": "e", "timestamp_micros": NOW_MS * 1000 - 5_000, "session_id": "s", "params": {"method": "Google"}}
+    )
+    assert event == Event(
+        event_id="e",
+        event_name="login",
+        shopper=PSEUDONYMS.shopper("", "7", ""),
+        session=PSEUDONYMS.session("s"),
+        time_ms=NOW_MS - 5,
+        link_to=PSEUDONYMS.shopper("7", "", ""),
+    )
+    assert event.shopper != event.link_to, "client 7 and user 7 are two shoppers"
+    assert one(VIEW | {"client_id": "7"}).shopper == event.shopper
+    assert one(VIEW | {"client_id": "7", "user_id": "7"}).shopper == event.link_to
+
+
+def test_login_takes_its_ids_from_the_envelope_and_no_items() -> None:
+    event = one({"client_id": "c", "user_id": "u", "events": [{"name": "login", "items": [{"item_id": "a"}]}]})
+    assert (event.shopper, event.link_to, event.items) == (PSEUDONYMS.shopper("", "c", ""), PSEUDONYMS.shopper("u", "", ""), ())
+
+
+def test_no_other_event_links() -> None:
+    assert one(VIEW | {"user_id": "u"}).link_to == ""
 
 
 def test_one_bad_event_leaves_its_batch_alone() -> None:
@@ -180,3 +261,13 @@ def test_catalog_items() -> None:
     ]
     (refusal,) = intake.refusals
     assert (refusal.index, refusal.field, refusal.reason) == (2, "item_id", "missing_field")
+
+
+def test_catalog_record_may_be_old_but_not_of_the_future_where_it_would_outlast_every_update() -> None:
+    body = json.dumps([{"item_id": "a", "time_ms": time_ms} for time_ms in (0, LATEST_MS, LATEST_MS + 1, 2**53)]).encode()
+    intake = read_catalog(body, NOW_MS, SETTINGS, PSEUDONYMS)
+    assert [item.time_ms for item in intake.accepted] == [0, LATEST_MS]
+    assert [(r.index, r.field, r.reason) for r in intake.refusals] == [
+        (2, "time_ms", "in_the_future"),
+        (3, "time_ms", "in_the_future"),
+    ]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.events import Event, EventItem
-from features.rows import FeaturesAsServed, ItemColumns, ShopperRow
+from features.rows import FeaturesAsServed
 from streams.join import GRACE_MS, Join
 from streams.records import Example, Impression
 
@@ -16,10 +16,10 @@ T0 = 1_700_000_000_000
 
 def impression(request_id: str, time_ms: int, items: list[str], shopper: str = "s") -> Impression:
     n = len(items)
-    columns = ItemColumns(items, [[0.0] * 9] * n, [0.0] * n, [""] * n, [""] * n, [0.0] * n)
+    features = FeaturesAsServed(version="v", time_ms=time_ms, shopper_features=b"", candidates=items, candidate_features=b"")
     return Impression(
         request_id=request_id, shopper=shopper, time_ms=time_ms, items=items, scores=[0.0] * n, sources=[""] * n,
-        propensities=[1.0] * n, features=FeaturesAsServed(time_ms, ShopperRow(shopper=shopper), columns),
+        propensities=[1.0] * n, features=features,
     )  # fmt: skip
 
 

@@ -2,20 +2,24 @@
 
 from itertools import islice
 
-import msgspec
-import pytest
+import numpy as np
 
 from features.events import Event, EventItem
-from features.fold import ItemDelta, fold_item, fold_shopper
+from features.fold import Fold
 from features.items import ItemTable
 from features.rows import ItemRow, ShopperRow
-from tests.planted_shop import T0, PlantedShop
+from tests.planted_shop import FEATURES, T0, PlantedShop, fold_into
 from trainer.bootstrap import NEGATIVES, merge, replay
 from trainer.log import Logged
+from trainer.samples import Sample
 
 
 def logged(events: list[Event]) -> list[Logged[Event]]:
     return [Logged(0, offset, event) for offset, event in enumerate(events)]
+
+
+def items_of(sample: Sample) -> list[str]:
+    return [item.decode() for item in sample.inputs["candidates"].tolist()]
 
 
 def view(event_id: str, item: str, minute: int, name: str = "view_item") -> Event:
@@ -26,14 +30,10 @@ def folded(events: list[Event], shop: PlantedShop) -> tuple[dict[str, ShopperRow
     """Rows and item table of `events` alone."""
     rows: dict[str, ShopperRow] = {}
     items: dict[str, ItemRow] = {}
+    fold = Fold(FEATURES)
     for offset, event in enumerate(events):
-        row = rows.setdefault(event.shopper, ShopperRow(event.shopper))
-        by_item: dict[str, list[ItemDelta]] = {}
-        for delta in fold_shopper(row, event, 0, offset):
-            by_item.setdefault(delta.item, []).append(delta)
-        for item, deltas in by_item.items():
-            fold_item(items.setdefault(item, ItemRow(item, 0)), deltas, offset)
-    table = ItemTable()
+        fold_into(fold, rows.setdefault(event.shopper, FEATURES.shopper(event.shopper)), items, event, offset)
+    table = ItemTable(FEATURES)
     for item_row in items.values():
         table.apply(item_row)
     for item in shop.catalog():
@@ -46,27 +46,27 @@ def test_features_hold_nothing_of_the_event_they_predict_nor_of_later_ones() -> 
     shop = PlantedShop()
     events = shop.events(600)
     position = {event.event_id: n for n, event in enumerate(events)}
-    samples = list(replay(logged(events), shop.catalog(), seed=7))
+    samples = list(replay(logged(events), shop.catalog(), seed=7, features=FEATURES))
     assert len(samples) > 300
     for event_id, sample in islice(samples, 0, None, 60):
         n = position[event_id]
         rows, table = folded(events[:n], shop)
-        before = msgspec.structs.replace(rows[events[n].shopper], event_ids=[])
-        assert sample.features.shopper == before
-        items = sample.features.candidates.items
+        before, time_ms = rows[events[n].shopper], events[n].time_ms
+        items = items_of(sample)
         assert items[0] == events[n].items[0].item_id
-        expected = table.columns(items, before, events[n].time_ms)
-        assert sample.features.candidates.covisit == pytest.approx(expected.covisit)
-        for found, wanted in zip(sample.features.candidates.counts, expected.counts, strict=True):
-            assert found == pytest.approx(wanted)
+        columns = table.columns(items, before, time_ms)
+        expected = shop.encoder.shopper(before, time_ms) | shop.encoder.candidates(before, columns, time_ms)
+        assert expected.keys() == sample.inputs.keys()
+        for name, column in expected.items():
+            assert np.array_equal(sample.inputs[name], column), name
 
 
 def test_the_event_is_the_positive_and_the_rest_are_distinct_others() -> None:
     shop = PlantedShop()
     events = shop.events(400)
     by_id = {event.event_id: event for event in events}
-    for event_id, sample in replay(logged(events), shop.catalog(), seed=7):
-        event, items = by_id[event_id], sample.features.candidates.items
+    for event_id, sample in replay(logged(events), shop.catalog(), 7, FEATURES):
+        event, items = by_id[event_id], items_of(sample)
         assert len(set(items)) == len(items) == len(sample.labels) <= 1 + NEGATIVES
         task = {"view_item": 0, "add_to_cart": 1, "purchase": 2}[event.event_name]
         assert [labels[task] for labels in sample.labels] == [1.0] + [0.0] * (len(items) - 1)
@@ -76,7 +76,9 @@ def test_the_event_is_the_positive_and_the_rest_are_distinct_others() -> None:
 def test_the_same_seed_draws_the_same_samples() -> None:
     shop = PlantedShop()
     events = logged(shop.events(300))
-    once, twice, other = (list(replay(events, shop.catalog(), seed)) for seed in (7, 7, 8))
+    once, twice, other = (
+        [(event_id, items_of(sample)) for event_id, sample in replay(events, shop.catalog(), seed, FEATURES)] for seed in (7, 7, 8)
+    )
     assert once == twice
     assert once != other
 
@@ -91,7 +93,7 @@ def test_first_looks_repeats_and_unknown_items_make_no_sample() -> None:
         view("known", "b", 5),  # the same event id again: a browser's retry
         view("list", "a", 6, "view_item_list"),
     ]
-    assert [event_id for event_id, _ in replay(logged(events), [], seed=7)] == ["known", "cart"]
+    assert [event_id for event_id, _ in replay(logged(events), [], 7, FEATURES)] == ["known", "cart"]
 
 
 def test_merge_orders_by_event_time_and_keeps_each_partition_in_order() -> None:

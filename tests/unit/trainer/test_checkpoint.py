@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from liveshelf.errors import CorruptError
-from tests.planted_shop import PlantedShop
+from tests.planted_shop import FEATURES, PlantedShop
 from trainer.checkpoint import KEPT, Checkpoint, State, load_latest, save
 from trainer.samples import empty, from_example, stack
 
@@ -19,10 +19,17 @@ def directory(tmp_path: Path) -> Path:
 def make(steps: int) -> Checkpoint:
     shop = PlantedShop()
     shop.events(50)
-    samples, _ = stack([sample for e in shop.examples(3, "r") if (sample := from_example(e)) is not None])
-    state = State(steps=steps, live_version=steps, last_version=steps, offsets={"training-examples/0": steps}, consumed=["r-0"])
+    samples, _ = stack([sample for e in shop.examples(3, "r") if (sample := from_example(e, shop.encoder)) is not None], FEATURES)
+    state = State(
+        feature_version=FEATURES.version,
+        steps=steps,
+        live_version=steps,
+        last_version=steps,
+        offsets={"training-examples/0": steps},
+        consumed=["r-0"],
+    )
     learner = {"weight/00/item": np.arange(6.0).reshape(2, 3) + steps, "vocabulary": np.array([b"a", b"bc"])}
-    return Checkpoint(state=state, learner=learner, reservoir=samples, unseen=empty())
+    return Checkpoint(state=state, learner=learner, reservoir=samples, unseen=empty(FEATURES))
 
 
 def test_comes_back_as_it_was_written(directory: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.planted_shop import PlantedShop
+from tests.planted_shop import FEATURES, PlantedShop
 from trainer import directory, export
 from trainer.learner import Learner, be_deterministic
 from trainer.samples import TASKS, Samples, from_example, stack
@@ -21,12 +21,12 @@ def shelves() -> Samples:
     be_deterministic()
     shop = PlantedShop()
     shop.events(300)
-    return stack([sample for e in shop.examples(64, "r") if (sample := from_example(e)) is not None])[0]
+    return stack([sample for e in shop.examples(64, "r") if (sample := from_example(e, shop.encoder)) is not None], FEATURES)[0]
 
 
 @pytest.fixture(scope="module")
 def learner(shelves: Samples) -> Learner:
-    learner = Learner(seed=7)
+    learner = Learner(FEATURES, seed=7)
     known = shelves.take(np.arange(4))
     learner.admit(known)  # so the other shelves hold unknown items too
     learner.normalise(shelves)
@@ -42,7 +42,7 @@ def exported(learner: Learner, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def served_inputs(shelves: Samples, candidates: bool) -> dict[str, object]:
-    names = ("recent_items", "recent_events", "recent_age", "shopper_counts") + ("candidates", "candidate_features") * candidates
+    names = ("recent_items", "recent_events", "recent_age", "shopper_features") + ("candidates", "candidate_features") * candidates
     return {name: tf.constant(getattr(shelves, name)) for name in names}
 
 
@@ -73,7 +73,7 @@ def test_retrieve_equals_a_full_scan_by_the_keras_model(learner: Learner, export
 def test_shapes_and_warmup_requests(learner: Learner, exported: Path) -> None:
     from tensorflow_serving.apis import prediction_log_pb2
 
-    shapes = {name: shape for name, (shape, finite) in export.probe(exported).items() if finite}
+    shapes = {name: shape for name, (shape, finite) in export.probe(exported, FEATURES).items() if finite}
     assert shapes == export.expected_outputs(len(learner.vocabulary))
     served = tf.saved_model.load(str(exported))
     asked = []
@@ -96,10 +96,10 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import tensorflow as tf
 model = tf.saved_model.load({str(exported)!r})
-assert set(model.signatures) == {{"rank", "retrieve", "serving_default"}}, set(model.signatures)
+assert set(model.signatures) == {{"rank", "retrieve", "describe", "serving_default"}}, set(model.signatures)
 out = model.signatures["retrieve"](
     recent_items=tf.fill([1, 20], ""), recent_events=tf.zeros([1, 20], tf.int32),
-    recent_age=tf.zeros([1, 20]), shopper_counts=tf.zeros([1, 9]))
+    recent_age=tf.zeros([1, 20]), shopper_features=tf.zeros([1, {len(FEATURES.shopper_columns)}]))
 print(len(out["item"].numpy()[0]))
 """
     done = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.planted_shop import PlantedShop
+from tests.planted_shop import FEATURES, PlantedShop
 from trainer.bootstrap import replay
 from trainer.learner import CAPACITY_AT_FIRST, Learner, be_deterministic
 from trainer.log import Logged
@@ -23,13 +23,15 @@ def shop() -> PlantedShop:
 @pytest.fixture(scope="module")
 def shelves(shop: PlantedShop) -> Samples:
     """Served shelves."""
-    samples, left_out = stack([sample for e in shop.examples(1_200, "r") if (sample := from_example(e)) is not None])
+    samples, left_out = stack(
+        [sample for e in shop.examples(1_200, "r") if (sample := from_example(e, shop.encoder)) is not None], FEATURES
+    )
     assert left_out == 0
     return samples
 
 
 def learnt(samples: Samples, epochs: int = 3) -> Learner:
-    learner = Learner(seed=7)
+    learner = Learner(FEATURES, seed=7)
     learner.admit(samples)
     learner.normalise(samples)
     learner.fit(samples, np.random.default_rng(1), epochs, 3e-3)
@@ -40,7 +42,7 @@ def test_ranks_held_out_shelves_by_the_planted_taste(shelves: Samples) -> None:
     """Chance is .5; a ranker that knew each shopper's taste exactly gets about .86. Fixed seeds measured .85."""
     train, test = shelves.take(np.arange(900)), shelves.take(np.arange(900, 1_200))
     found = evaluate(test, learnt(train).predict(test))
-    untrained = Learner(seed=7)
+    untrained = Learner(FEATURES, seed=7)
     untrained.admit(train)
     assert found.auc is not None
     assert found.auc > 0.78
@@ -51,7 +53,7 @@ def test_retrieves_items_of_the_category_a_shopper_likes() -> None:
     """From views alone, of the ten nearest items; by chance one in six is in the category. Fixed seeds measured .96."""
     shop = PlantedShop(seed=5)
     events = [Logged(0, n, event) for n, event in enumerate(shop.events(3_000))]
-    samples, _ = stack([sample for _, sample in replay(events, shop.catalog(), seed=7)])
+    samples, _ = stack([sample for _, sample in replay(events, shop.catalog(), 7, FEATURES)], FEATURES)
     learner = learnt(samples)
     columns = learner._columns(samples.take(np.arange(samples.size - 200, samples.size)))
     vectors = learner.model.item.embeddings.numpy()[FIRST_ROW : learner.vocabulary.rows_used]
@@ -101,7 +103,7 @@ def test_the_same_seed_gives_the_same_bits(shelves: Samples) -> None:
 
 def test_restored_state_goes_on_as_the_original(shelves: Samples) -> None:
     original = learnt(shelves.take(np.arange(600)), epochs=1)
-    restored = Learner(seed=99)
+    restored = Learner(FEATURES, seed=99)
     restored.restore(original.state())
     for learner in (original, restored):
         learner.admit(shelves)
