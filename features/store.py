@@ -58,7 +58,7 @@ class FeatureRows:
         """One shopper's row as Feast serves it; None for a shopper never seen."""
         view = _view(features.shopper_view)
         with self._answering():
-            response = self._feast.get_online_features(self._service(features.shopper_view), entity_rows=[{"shopper": shopper}])
+            response = self._feast.get_online_features(self._service(features.shopper_view), entity_rows={"shopper": [shopper]})
         vectors = dict(zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True))
         values = python_values(view, [vectors[name].values[0] for name, _ in view.fields])
         return None if values is None else features.shopper_row(shopper, values)
