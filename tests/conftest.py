@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import prometheus_client  # noqa: F401 - before Feast, which some tests import themselves (see `features/__init__.py`)
 import pytest
 
 from liveshelf.local.kafka import kafka_command
