@@ -2,6 +2,6 @@
 
 import os
 
-import prometheus_client  # noqa: F401 - before Feast, whose import would switch every metric of this process to files in /tmp
+import prometheus_client  # noqa: F401 - before Feast, whose import would switch every counter of this process to files in /tmp
 
 os.environ.setdefault("FEAST_USAGE", "False")  # Feast reads this at import; nothing may be sent anywhere
