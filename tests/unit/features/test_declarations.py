@@ -93,7 +93,9 @@ def reworded() -> list[str]:
         yaml.safe_dump(data | {"features": meant}),
         "# a comment\n" + EVERY_KIND.replace("1d]", "24h]").replace("30m", "1800s").replace("3d", "72h"),
         EVERY_KIND.replace("k: 5}", "k: 5, span: 60m, lookback: 3, backward: 0.6}"),  # what they are by default
-        EVERY_KIND.replace("prior_of: 2,", "prior_of: 2.0,").replace("{view_item: 1, purchase: 5}", "{purchase: 5.0, view_item: 1.0}"),
+        EVERY_KIND.replace("prior_of: 2,", "prior_of: 2.0,").replace(
+            "{view_item: 1, purchase: 5}", "{purchase: 5.0, view_item: 1.0}"
+        ),
         to_text(load_feature_set(EVERY_KIND, "every")),
     ]
 

@@ -73,7 +73,11 @@ def test_the_sequence_is_padded_to_its_length() -> None:
     assert inputs["recent_items"].tolist() == [b"b", b"a", b"", b""]
     assert inputs["recent_events"].tolist() == [1 + EVENT_NAMES.index("view_item"), 1 + EVENT_NAMES.index("purchase"), 0, 0]
     assert inputs["recent_age"] == pytest.approx([log(2), log(3), 0, 0])
-    assert [inputs[name].dtype for name in ("recent_events", "recent_age", "shopper_features")] == [np.int32, np.float32, np.float32]
+    assert [inputs[name].dtype for name in ("recent_events", "recent_age", "shopper_features")] == [
+        np.int32,
+        np.float32,
+        np.float32,
+    ]
 
 
 def test_a_full_sequence_fits_and_a_longer_one_is_refused() -> None:
@@ -168,7 +172,9 @@ def test_inputs_are_finite_whatever_the_clock_says(after_ms: int) -> None:
     st.randoms(use_true_random=False),
     st.booleans(),
 )
-def test_what_was_served_decodes_bit_for_bit_to_what_the_model_read(names: list[str], after_ms: int, random: Any, new: bool) -> None:
+def test_what_was_served_decodes_bit_for_bit_to_what_the_model_read(
+    names: list[str], after_ms: int, random: Any, new: bool
+) -> None:
     """Through the log's JSON, for a shelf that shows some of the candidates in another order."""
     row = FEATURES.shopper("new") if new else shopper_row()
     inputs, columns = encoded(names, row, T0 + after_ms)
