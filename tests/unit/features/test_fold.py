@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.decay import SPAN, base_ms
 from features.declarations import default_text
 from features.events import EVENT_NAMES, Event, EventItem
 from features.feature_set import load_feature_set
@@ -45,6 +46,7 @@ from tests.folding import (
 
 NAMES = [name for name in EVENT_NAMES if name != "login"]
 PARTITIONS = 3
+DEMAND_VIEWS = next(slot.at for slot in FEATURES.item_slots["demand"] if slot.event == "view_item")
 
 # What one event does
 
@@ -56,6 +58,30 @@ def test_counts_halve_every_half_life() -> None:
     assert row.time_ms == T0 + DAY_MS
     fortnight = next(s for s in FEATURES.shopper_slots["activity"] if s.event == "view_item" and s.half_life == 1)
     assert FEATURES.shopper_half_lives.ms[fortnight.half_life] == 14 * DAY_MS
+
+
+def test_values_outlive_a_move_of_the_base() -> None:
+    """An event of one half-life before the base moves, and one after it: counts, affinities and neighbours of both are worth 1.5."""
+    for half_life, worth in (
+        (DAY_MS, lambda rows: counts(FEATURES, rows.shoppers["s"])["view_item"]),
+        (7 * DAY_MS, lambda rows: affinity_worth(rows, 7 * DAY_MS)),
+        (3 * DAY_MS, lambda rows: item_numbers(FEATURES, rows.items["b", 0], rows.items["b", 0].time_ms)[DEMAND_VIEWS]),
+        (
+            3 * DAY_MS,
+            lambda rows: item_neighbours(FEATURES, rows.items["b", 0], rows.items["b", 0].time_ms)["a"] / FEATURES.covisit.backward,
+        ),
+    ):
+        edge = base_ms(T0, half_life) + SPAN * half_life
+        rows = Rows()
+        for n, at in enumerate((edge - half_life, edge)):
+            rows.take(event(f"{n}a", "select_item", "a", at))
+            rows.take(event(f"{n}b", "view_item", "b", at, item_category="c"))
+        assert worth(rows) == pytest.approx(1.5, rel=1e-12)
+
+
+def affinity_worth(rows: Rows, half_life: int) -> float:
+    row = rows.shoppers["s"]
+    return row.affinities[0]["c"] * 2.0 ** ((base_ms(row.time_ms, half_life) - row.time_ms) / half_life)
 
 
 def test_every_event_name_counts_where_it_is_declared_and_nowhere_else() -> None:
@@ -142,8 +168,7 @@ def test_item_rows_decay_and_skip_what_they_hold() -> None:
     second = event(2, time_ms=T0 + half_life)
     said = rows.take(second)
     row = rows.items["a", 0]
-    views = next(s.at for s in FEATURES.item_slots["demand"] if s.event == "view_item")
-    assert item_numbers(FEATURES, row, row.time_ms)[views] == pytest.approx(1.5, rel=1e-12)
+    assert item_numbers(FEATURES, row, row.time_ms)[DEMAND_VIEWS] == pytest.approx(1.5, rel=1e-12)
     before = bits(row)
     for offset in (0, 1):
         assert not rows.fold.item(row, said.touches[0], "view_item", rows.fold.item_weights(second), offset)
@@ -187,21 +212,20 @@ def test_a_resent_event_id_moves_the_offset_and_nothing_else() -> None:
     assert ("z", 0) not in rows.items
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 71), st.integers(0, 20 * 60), st.integers(0, 24 * 60)), max_size=25),
-)
+@given(st.lists(st.tuples(st.integers(0, 71), st.integers(0, 20 * 60), st.integers(0, 24 * 60)), max_size=25))
 def test_an_event_sent_again_within_a_day_counts_once_also_when_it_is_late(resent: list[tuple[int, int, int]]) -> None:
-    """A shopper is seen every hour for three days; some events are (hour of arrival, late by, sent again after), both in minutes."""
-    hourly = [(T0 + n * HOUR_MS, event(f"hourly{n}", time_ms=T0 + n * HOUR_MS)) for n in range(24 * 4)]
+    """A shopper is busy for four days, so more than SEEN_MIN ids lie between; some events are (hour of arrival, late by, sent again after),
+    both in minutes."""
+    steady = [(at, event(f"steady{at}", time_ms=at)) for at in range(T0, T0 + 4 * DAY_MS, 20 * MINUTE_MS)]
     arrivals = []
     for n, (hour, late, again) in enumerate(resent):
         at = T0 + hour * HOUR_MS
         one = event(n, "add_to_cart", f"i{n}", at - late * MINUTE_MS)
         arrivals += [(at, one), (at + again * MINUTE_MS, one)]
     rows = Rows()
-    for _, one in sorted([*hourly, *arrivals], key=lambda arrival: arrival[0]):
+    for _, one in sorted([*steady, *arrivals], key=lambda arrival: arrival[0]):
         rows.take(one)
-    assert rows.outcomes == {FOLDED: len(hourly) + len(resent)} | ({DUPLICATE: len(resent)} if resent else {})
+    assert rows.outcomes == {FOLDED: len(steady) + len(resent)} | ({DUPLICATE: len(resent)} if resent else {})
 
 
 def test_ids_are_kept_for_a_day_and_the_latest_however_old() -> None:
@@ -273,15 +297,15 @@ def logs(draw: st.DrawFn) -> list[Delivery]:
 
 
 @given(logs(), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=4))
-def test_redelivery_of_any_tail_changes_nothing(log: list[Delivery], restarts: list[tuple[int, int]]) -> None:
-    """Kafka may deliver any tail of the log again, any number of times: rows stay, bit for bit, and stay bounded."""
-    once = Rows().take_all(log)
-    rows, at = Rows(), 0
-    for upto, back in sorted(restarts):
-        rows.take_all(log[at:upto])
-        at = min(back, upto)
-    rows.take_all(log[at:]).take_all(log)
-    assert rows.bits() == once.bits()
+def test_redelivery_of_any_stretch_changes_nothing(log: list[Delivery], again: list[tuple[int, int]]) -> None:
+    """Kafka may deliver any tail of the log again and stop anywhere in it: told by offset, rows stay, bit for bit, and stay bounded."""
+    rows = Rows().take_all(log)
+    before = rows.bits()
+    for start, end in [*again, (0, len(log))]:
+        rows.outcomes.clear()
+        rows.take_all(log[start:end])
+        assert rows.outcomes == ({REDELIVERED: len(log[start:end])} if log[start:end] else {})
+        assert rows.bits() == before
     for row in rows.shoppers.values():
         assert len(row.recent_items) == len(row.recent_events) == len(row.recent_times_ms) <= FEATURES.sequence.n
         assert row.recent_times_ms == sorted(row.recent_times_ms, reverse=True)
@@ -339,7 +363,11 @@ def test_any_interleaving_of_partitions_gives_the_same_rows(log: list[Delivery],
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 20 * DAY_MS), st.sampled_from(NAMES)), min_size=1, max_size=40),
+    st.lists(
+        st.tuples(st.one_of(st.integers(1, HOUR_MS), st.integers(DAY_MS, 90 * DAY_MS)), st.sampled_from(NAMES)),
+        min_size=1,
+        max_size=40,
+    ),
     st.randoms(use_true_random=False),
 )
 def test_late_and_out_of_order_events_land_at_their_event_time(steps: list[tuple[int, str]], random: object) -> None:
