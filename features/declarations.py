@@ -240,6 +240,6 @@ def _explained(what: str, path: str) -> str:
     if what.startswith("Invalid value") and path.endswith(".kind"):
         kinds = ", ".join(kind.__struct_config__.tag for kind in AnyDeclaration.__args__)
         what = f"unknown kind; there are: {kinds}"
-    if "Invalid enum value" in what and ("events" in path or path.endswith((".of", ".to"))):
+    if "Invalid enum value" in what and ("events" in path or path.endswith((".of", ".to", ".weights"))):
         what += f"; events are: {', '.join(EVENT_NAMES)}"
     return what

@@ -11,7 +11,7 @@ from liveshelf.errors import SettingsError
 
 Kind = TypeVar("Kind")
 
-_PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>.*)`)?$", re.DOTALL)
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>.*)`)?$", re.DOTALL)
 
 
 def parse_yaml(

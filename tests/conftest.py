@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import prometheus_client  # noqa: F401 - before Feast, which some tests import themselves (see `features/__init__.py`)
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from liveshelf.local.kafka import kafka_command
 from liveshelf.local.process import OWN_SESSION, dying_with_parent
@@ -26,6 +28,10 @@ START_DEADLINE_S = 60
 STOP_DEADLINE_S = 20
 # A broker that lives for seconds is not worth optimising: 3 s of processor time until it answers, and not 5.
 QUICK_JVM = {"JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+
+# A property holds or it does not; how long an example takes is the machine's affair.
+hypothesis_settings.register_profile("liveshelf", deadline=None)
+hypothesis_settings.load_profile("liveshelf")
 
 
 def free_port() -> int:

@@ -27,15 +27,20 @@ Answer = TypeVar("Answer")
 
 
 def item_row(
-    item: str, views: float, offset: int = 0, neighbours: dict[str, float] | None = None, purchases: float = 0.0
+    item: str,
+    views: float,
+    offset: int = 0,
+    neighbours: dict[str, float] | None = None,
+    purchases: float = 0.0,
+    event: str = "view_item",
 ) -> ItemRow:
-    """A row whose counts are worth these at T0."""
+    """A row whose counts are worth these at T0; `views` are of `event`."""
     numbers = [0.0] * FEATURES.item_numbers
     weights = FEATURES.item_half_lives.weights(T0)
-    for event, count in (("view_item", views), ("purchase", purchases)):
-        numbers[DEMAND[event].at] = count * weights.values[DEMAND[event].half_life]
-    scale = weights.values[FEATURES.half_life_at(FEATURES.item_half_lives, FEATURES.covisit.half_life)]
-    near = {name: weight * scale for name, weight in (neighbours or {}).items()}
+    for name, count in ((event, views), ("purchase", purchases)):
+        numbers[DEMAND[name].at] = count * weights[DEMAND[name].half_life]
+    scale = weights[FEATURES.half_life_at(FEATURES.item_half_lives, FEATURES.covisit.half_life)]
+    near = {neighbour: weight * scale for neighbour, weight in (neighbours or {}).items()}
     return ItemRow(item=item, partition=0, offset=offset, time_ms=T0, numbers=numbers, neighbours=near)
 
 

@@ -1,154 +1,230 @@
-"""The item table: sums over partitions, whatever their order, and reads fast enough for a request."""
+"""The item table: sums over partitions whatever their order, the newest row of each, and values as they are at the time asked."""
 
 import random
-import time
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from features.events import EVENT_NAMES, Event, EventItem
-from features.fold import ITEM_HALF_LIFE_MS, fold_item, fold_shopper
-from features.items import ItemTable
-from features.rows import CatalogItem, ItemRow, ShopperRow
+from features.catalog import ROWS_AT_FIRST, Catalog
+from features.declarations import default_text
+from features.feature_set import load_feature_set
+from features.items import COVISIT_RECENT, ItemTable
+from features.rows import CandidateColumns, CatalogItem, ItemRow, ShopperRow
+from tests.folding import DAY_MS, FEATURES, HOUR_MS, MINUTE_MS, T0, Delivery, Rows, event
 
-T0 = 1_700_000_000_000
-MINUTE = 60_000
+HALF_LIFE_MS = 3 * DAY_MS  # of demand and of covisit
+SINGLE = 1e-6  # relative: rows are held in single precision
+ITEMS = [f"i{n}" for n in range(30)]
+DEMAND = {slot.event: slot for slot in FEATURES.item_slots["demand"]}
 
 
-def log(partitions: int, events: int, items: int = 30, seed: int = 3) -> list[tuple[int, int, Event]]:
-    """A seeded log as (partition, offset, event), in event-time order."""
+def log(partitions: int, events: int, seed: int = 3) -> list[Delivery]:
+    """A seeded log in the order of event time."""
     rng = random.Random(seed)
     offsets = [0] * partitions
     out = []
     for n in range(events):
         shopper = rng.randrange(8)
-        partition = shopper % partitions
-        event = Event(
-            event_id=f"e{n}",
-            event_name=rng.choice(["view_item", "select_item", "add_to_cart", "view_item_list"]),
-            shopper=f"s{shopper}",
-            time_ms=T0 + n * 7 * MINUTE,
-            items=(EventItem(item_id=f"i{rng.randrange(items)}"),),
+        name = rng.choice(["view_item", "select_item", "add_to_cart", "view_item_list"])
+        out.append(
+            (event(n, name, rng.choice(ITEMS), T0 + n * 7 * MINUTE_MS, f"s{shopper}"), p := shopper % partitions, offsets[p])
         )
-        out.append((partition, offsets[partition], event))
-        offsets[partition] += 1
+        offsets[p] += 1
     return out
 
 
-def folded(events: list[tuple[int, int, Event]], merged: bool) -> list[ItemRow]:
-    """Item rows of the log: one a source partition, or all in one partition."""
-    shoppers: dict[str, ShopperRow] = {}
-    rows: dict[tuple[str, int], ItemRow] = {}
-    for sequence, (partition, offset, event) in enumerate(events):
-        row = shoppers.setdefault(event.shopper, ShopperRow(event.shopper))
-        deltas = fold_shopper(row, event, partition, offset)
-        partition, offset = (0, sequence) if merged else (partition, offset)
-        for item in {delta.item for delta in deltas}:
-            into = rows.setdefault((item, partition), ItemRow(item, partition))
-            fold_item(into, [delta for delta in deltas if delta.item == item], offset)
-    return list(rows.values())
+def item_row(
+    item: str,
+    partition: int = 0,
+    offset: int = 0,
+    time_ms: int = T0,
+    neighbours: dict[str, float] | None = None,
+    **counts: float,
+) -> ItemRow:
+    """A row whose demand is worth `counts`, by event name, at `time_ms`."""
+    weights = FEATURES.item_half_lives.weights(time_ms)
+    row = FEATURES.item(item, partition)
+    row.offset, row.time_ms = offset, time_ms
+    for name, count in counts.items():
+        row.numbers[DEMAND[name].at] = count * weights[DEMAND[name].half_life]
+    scale = weights[FEATURES.half_life_at(FEATURES.item_half_lives, FEATURES.covisit.half_life)]
+    row.neighbours = {neighbour: weight * scale for neighbour, weight in (neighbours or {}).items()}
+    return row
 
 
-def table(rows: list[ItemRow]) -> ItemTable:
-    out = ItemTable()
+def table(rows: Any, catalog: Catalog | None = None) -> ItemTable:
+    out = ItemTable(FEATURES, catalog)
     for row in rows:
         out.apply(row)
     return out
 
 
+def looking_at(*items: str) -> ShopperRow:
+    row = FEATURES.shopper("s")
+    row.recent_items = list(items)
+    return row
+
+
+def demand(columns: CandidateColumns, name: str = "view_item") -> list[float]:
+    values: list[float] = columns.numbers[:, DEMAND[name].at].tolist()
+    return values
+
+
 def test_partitions_sum_to_a_single_partition_fold() -> None:
-    events = log(partitions=4, events=400)
-    now = T0 + 400 * 7 * MINUTE
-    items = [f"i{n}" for n in range(30)]
-    shopper = ShopperRow("s", recent_items=["i3", "i5", "i7", "i9"])
-    apart, one = table(folded(events, merged=False)), table(folded(events, merged=True))
-    a, b = apart.columns(items, shopper, now), one.columns(items, shopper, now)
-    for left, right in zip(a.counts, b.counts, strict=True):
-        assert left == pytest.approx(right, rel=1e-9)
-    assert a.covisit == pytest.approx(b.covisit, rel=1e-9)
-    assert sum(map(sum, a.counts)) > 100
-    assert max(a.covisit) > 0.5
-    ours, theirs = dict(apart.popular(now, 30)), dict(one.popular(now, 30))
-    assert ours == pytest.approx(theirs, rel=1e-9)
+    deliveries, now = log(partitions=4, events=400), T0 + 400 * 7 * MINUTE_MS
+    shopper = looking_at("i3", "i5", "i7", "i9")
+    apart = table(Rows().take_all(deliveries).items.values())
+    one = table(Rows().take_all((e, 0, n) for n, (e, *_) in enumerate(deliveries)).items.values())
+    a, b = apart.columns(ITEMS, shopper, now), one.columns(ITEMS, shopper, now)
+    assert a.numbers == pytest.approx(b.numbers, rel=SINGLE)
+    assert a.covisit == pytest.approx(b.covisit, rel=SINGLE)
+    assert a.numbers.sum() > 100
+    assert a.covisit.max() > 0.5
+    assert dict(apart.popular(now, 30)) == pytest.approx(dict(one.popular(now, 30)), rel=SINGLE)
+    for item in ITEMS:
+        assert dict(apart.neighbours(item, now)) == pytest.approx(dict(one.neighbours(item, now)), rel=SINGLE)
 
 
-def test_order_of_arrival_does_not_matter() -> None:
-    rows = folded(log(partitions=4, events=200), merged=False)
-    shuffled = random.Random(1).sample(rows, len(rows))
-    now, shopper = T0 + 9 * ITEM_HALF_LIFE_MS, ShopperRow("s", recent_items=["i1"])
-    items = [f"i{n}" for n in range(30)]
-    assert table(rows).columns(items, shopper, now) == table(shuffled).columns(items, shopper, now)
-    assert table(rows).neighbours("i1", now) == table(shuffled).neighbours("i1", now)
+@given(st.randoms(use_true_random=False), st.integers(0, 9))
+def test_order_of_arrival_does_not_matter(rng: Any, again: int) -> None:
+    """Rows as they were at several moments, in any order, some twice: what counts is the newest of each partition."""
+    deliveries, now = log(partitions=3, events=60), T0 + 2 * HALF_LIFE_MS
+    rows, published = Rows(), []
+    for start in range(0, 60, 20):
+        published += list(rows.take_all(deliveries[start : start + 20]).reread().items.values())
+    shuffled = rng.sample(published, len(published)) + rng.sample(published, again)
+    shopper = looking_at("i1", "i2", "i3")
+    left, right = table(rows.items.values()), table(shuffled)
+    a, b = left.columns(ITEMS, shopper, now), right.columns(ITEMS, shopper, now)
+    assert a.numbers.tobytes() == b.numbers.tobytes()
+    assert a.offsets.tolist() == b.offsets.tolist()
+    assert a.covisit == pytest.approx(b.covisit, rel=1e-12)  # neighbours are summed in the order of their row numbers
+    assert dict(left.popular(now, 30)) == pytest.approx(dict(right.popular(now, 30)), rel=1e-12)
+    assert dict(left.neighbours("i1", now)) == pytest.approx(dict(right.neighbours("i1", now)), rel=1e-12)
 
 
 def test_counts_decay_to_the_time_asked() -> None:
-    items = table([ItemRow("a", 0, offset=5, time_ms=T0, counts={"view_item": 8.0}, neighbours={"b": 4.0})])
-    later = T0 + ITEM_HALF_LIFE_MS
-    columns = items.columns(["a"], ShopperRow("s", recent_items=["a"]), later)
-    assert columns.counts[0][EVENT_NAMES.index("view_item")] == pytest.approx(4.0)
+    items = table([item_row("a", view_item=8.0, neighbours={"b": 4.0})])
+    later = T0 + HALF_LIFE_MS
+    assert demand(items.columns(["a"], looking_at("a"), later)) == [pytest.approx(4.0)]
     assert items.neighbours("a", later) == [("b", pytest.approx(2.0))]
-    assert items.popular(later, 5)[0] == ("a", pytest.approx(4.0))
+    assert items.popular(later, 5) == [("a", pytest.approx(4.0))]
+    assert items.columns(["b"], looking_at("a"), later).covisit == pytest.approx([2.0])
 
 
 def test_an_older_row_does_not_replace_a_newer_one() -> None:
-    items = table([ItemRow("a", 0, offset=5, time_ms=T0, counts={"view_item": 8.0})])
-    assert not items.apply(ItemRow("a", 0, offset=5, time_ms=T0, counts={"view_item": 99.0}))
-    assert not items.apply(ItemRow("a", 0, offset=4, time_ms=T0, counts={"view_item": 7.0}))
-    assert items.apply(ItemRow("a", 0, offset=6, time_ms=T0, counts={"view_item": 9.0}))
+    items = table([item_row("a", offset=5, view_item=8.0, neighbours={"b": 1.0})])
+    assert not items.apply(item_row("a", offset=5, view_item=99.0))
+    assert not items.apply(item_row("a", offset=4, view_item=7.0))
+    assert items.popular(T0, 1) == [("a", pytest.approx(8.0))]
+    assert items.apply(item_row("a", offset=6, view_item=9.0))
     assert items.popular(T0, 1) == [("a", pytest.approx(9.0))]
+    assert items.neighbours("a", T0) == [], "the newer row names none"
+    assert items.apply(item_row("a", partition=2, offset=0, view_item=1.0)), "each partition has offsets of its own"
+    assert items.offsets("a") == [6, -1, 0]
+    assert items.columns(["a", "nobody"], looking_at(), T0).offsets.tolist() == [[6, -1, 0], [-1, -1, -1]]
+
+
+def test_partitions_whose_bases_differ_are_valued_each_by_its_own() -> None:
+    """One partition's row is from before the base moved, the other's from after."""
+    span = 64 * HALF_LIFE_MS
+    edge = (T0 // span + 1) * span
+    items = table([item_row("a", 0, time_ms=edge - HALF_LIFE_MS, view_item=4.0), item_row("a", 1, time_ms=edge, view_item=1.0)])
+    assert demand(items.columns(["a"], looking_at(), edge)) == [pytest.approx(3.0)]
+    assert items.popular(edge, 1) == [("a", pytest.approx(3.0))]
+
+
+def test_co_visits_come_from_the_latest_items_and_fade_with_rank() -> None:
+    rows = [item_row(f"i{n}", neighbours={"z": 6.0}) for n in range(COVISIT_RECENT + 1)]
+    recent = [f"i{n}" for n in range(COVISIT_RECENT + 1)]
+    assert table(rows).columns(["z", "i0"], looking_at(*recent), T0).covisit == pytest.approx([6.0 + 3.0 + 2.0, 0.0])
 
 
 def test_catalog_fields_come_from_the_newest_record() -> None:
-    items = ItemTable()
-    items.apply_catalog(CatalogItem("a", item_name="Lamp", item_category="home", item_brand="Lux", price=9.5, time_ms=T0 + 1))
+    items = ItemTable(FEATURES)
+    newest = CatalogItem("a", item_name="Lamp", item_category="home", item_brand="Lux", price=9.5, time_ms=T0 + 1)
+    assert items.apply_catalog(newest)
     assert not items.apply_catalog(CatalogItem("a", item_name="old", time_ms=T0))
-    columns = items.columns(["a", "nobody"], ShopperRow("s"), T0)
-    assert (columns.price, columns.category, columns.brand) == ([9.5, 0.0], ["home", ""], ["Lux", ""])
-    assert columns.counts[1] == [0.0] * len(EVENT_NAMES)
-    held = items.catalog("a")
-    assert held is not None
-    assert held.item_name == "Lamp"
+    columns = items.columns(["a", "nobody"], looking_at(), T0).catalog
+    assert columns.price.tolist() == [9.5, 0.0]
+    assert columns.named.tolist() == [True, False]
+    assert columns.time_ms.tolist() == [T0 + 1, -1]
+    codes = {"item_category": "home", "item_brand": "Lux", "price_band": "4"}
+    assert {field: columns.code[field].tolist() for field in codes} == {
+        field: [columns.codes[field][value], -1] for field, value in codes.items()
+    }
+    assert items.catalog("a") == newest
     assert items.catalog("nobody") is None
 
 
 def test_popular_leaves_out_what_is_not_available_and_ends_with_the_unseen() -> None:
-    items = table([ItemRow(f"i{n}", 0, offset=n, time_ms=T0, counts={"view_item": float(n)}) for n in range(1, 6)])
+    items = table([item_row(f"i{n}", offset=n, view_item=float(n), neighbours={"only named": 1.0}) for n in range(1, 6)])
     items.apply_catalog(CatalogItem("new", price=1.0))
     items.apply_catalog(CatalogItem("i5", available=False))
     assert [item for item, _ in items.popular(T0, 10)] == ["i4", "i3", "i2", "i1", "new"]
     assert [item for item, _ in items.popular(T0, 2)] == ["i4", "i3"]
-    assert ItemTable().popular(T0, 3) == []
+    assert ItemTable(FEATURES).popular(T0, 3) == []
+    assert (items.available("i5"), items.available("i4"), items.available("nobody")) == (False, True, True)
+    among = np.sort(items.records.rows(["i2", "i5", "i1"]))
+    assert items.records.items(items.popular_rows(9, among)) == ["i2", "i1"]
+
+
+def test_popular_follows_intent_and_not_what_is_listed() -> None:
+    items = table(
+        [
+            item_row("listed", view_item_list=1000.0, view_item=1.0),
+            item_row("bought", purchase=1.0),
+            item_row("carted", add_to_cart=1.0),
+        ]
+    )
+    assert items.popular(T0, 3) == [("bought", pytest.approx(5)), ("carted", pytest.approx(3)), ("listed", pytest.approx(1))]
+    rows = items.records.rows(["bought", "listed"])
+    assert items.engagement(rows, T0 + HALF_LIFE_MS) == pytest.approx([2.5, 0.5])
+    assert items.purchases(rows, T0 + HALF_LIFE_MS) == pytest.approx([0.5, 0.0])
+
+
+def test_what_is_only_somebodys_neighbour_is_not_known() -> None:
+    items = table([item_row("a", neighbours={"b": 1.0})])
+    assert ("a" in items, "b" in items, "c" in items, len(items)) == (True, False, False, 1)
+    items.apply_catalog(CatalogItem("b"))
+    assert ("b" in items, len(items)) == (True, 2)
 
 
 def test_reads_stay_finite_when_clocks_disagree() -> None:
     """A row from the far future, or a request from the far past, must not overflow 2^x."""
-    items = table([ItemRow("a", 0, offset=1, time_ms=T0, counts={"view_item": 1.0}, neighbours={"b": 1.0})])
-    items.apply(ItemRow("b", 1, offset=1, time_ms=T0 + 5000 * ITEM_HALF_LIFE_MS, counts={"view_item": 1.0}))
-    columns = items.columns(["a", "b"], ShopperRow("s", recent_items=["a"]), 1)
-    assert max(map(max, columns.counts)) <= 2.0
-    assert columns.covisit[1] <= 2.0
-    assert items.popular(1, 2)[0][1] <= 2.0
+    items = table([item_row("now", view_item=2.0), item_row("ahead", time_ms=4_102_444_799_999, view_item=3.0)])
+    for now in (0, T0, 4_102_444_799_999):
+        assert np.isfinite(items.columns(["now", "ahead"], looking_at("now"), now).numbers).all()
+        assert all(np.isfinite(weight) for _, weight in items.popular(now, 5))
+    items.apply(item_row("now", offset=1, view_item=5.0))
+    assert demand(items.columns(["now"], looking_at(), T0)) == [pytest.approx(5.0)]
 
 
-def test_500_candidates_and_100k_items_are_read_within_budget() -> None:
-    """Budget: 1 ms for the columns of 500 candidates, 5 ms for the popular ones of 100,000; best of several, the machine is shared."""
-    rng = random.Random(5)
-    items = ItemTable()
-    for n in range(100_000):
-        items.apply(ItemRow(f"i{n}", n % 4, offset=n, time_ms=T0 + n, counts={"view_item": rng.random()}))
-    near = {f"i{rng.randrange(100_000)}": 1.0 for _ in range(40)}
-    for n in range(3):
-        items.apply(ItemRow(f"i{n}", 0, offset=200_000, time_ms=T0, neighbours=near))
-    shopper = ShopperRow("s", recent_items=["i0", "i1", "i2"])
-    wanted = [f"i{rng.randrange(100_000)}" for _ in range(500)]
-    items.popular(T0, 100)
+def test_order_of_popularity_outlives_many_half_lives() -> None:
+    """What it is valued at moves along before 2^x runs out of range."""
+    items = ItemTable(FEATURES)
+    for step in range(12):
+        now = T0 + step * 100 * HALF_LIFE_MS
+        items.apply(item_row("older", offset=step, time_ms=now - HALF_LIFE_MS, view_item=3.0))
+        items.apply(item_row("newer", offset=step, time_ms=now, view_item=2.0))
+        assert items.popular(now, 2) == [("newer", pytest.approx(2.0)), ("older", pytest.approx(1.5))]
 
-    def best_ms(read) -> float:  # type: ignore[no-untyped-def]
-        laps = []
-        for _ in range(15):
-            start = time.perf_counter()
-            read()
-            laps.append(1000 * (time.perf_counter() - start))
-        return min(laps)
 
-    assert best_ms(lambda: items.columns(wanted, shopper, T0)) < 1.0
-    assert best_ms(lambda: items.popular(T0, 100)) < 5.0
+def test_columns_grow_and_two_versions_share_one_catalog() -> None:
+    catalog = Catalog()
+    other = load_feature_set(default_text().replace("half_lives: [3d]", "half_lives: [6h]"), "other")
+    first, second = ItemTable(FEATURES, catalog), ItemTable(other, catalog)
+    n = 2 * ROWS_AT_FIRST
+    for i in range(n):
+        first.apply(item_row(f"i{i}", i % 2, offset=i, view_item=1.0 + i))
+    first.apply_catalog(CatalogItem("i7", price=3.0, time_ms=T0))
+    wanted = ["i0", f"i{n - 1}", "i7"]
+    assert demand(first.columns(wanted, looking_at(), T0)) == pytest.approx([1.0, n, 8.0])
+    columns = second.columns(wanted, other.shopper("s"), T0)
+    assert not columns.numbers.any()
+    assert columns.catalog.price.tolist() == [0.0, 0.0, 3.0]
+    assert (len(first), len(second)) == (n, 1)
+    assert [item for item, _ in second.popular(T0 + HOUR_MS, 5)] == ["i7"]

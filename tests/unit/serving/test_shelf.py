@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 import pytest
 
 from features.encoder import Encoder
-from features.fold import Fold, Touch
 from features.items import ItemTable
 from features.rows import CatalogItem
 from features.store import FeatureRows
@@ -20,7 +20,7 @@ from serving.query import Query, Shelf
 from serving.shelf import ShelfMaker, Side
 from streams.records import Impression
 from tests.conftest import local_settings
-from tests.planted_shop import FEATURES
+from tests.small_shop import FEATURES, item_row
 
 T0 = 1_700_000_000_000
 Answer = TypeVar("Answer")
@@ -28,13 +28,10 @@ Answer = TypeVar("Answer")
 
 def table() -> ItemTable:
     """Items 0..19 in two categories, ever less popular; item 1 leads to item 7; item 3 cannot be had."""
-    items, fold = ItemTable(FEATURES), Fold(FEATURES)
+    items = ItemTable(FEATURES)
     for n in range(20):
         items.apply_catalog(CatalogItem(item_id=f"i{n}", item_category=f"c{n % 2}", price=1.0, available=n != 3, time_ms=T0))
-        row = FEATURES.item(f"i{n}", 0)
-        touch = Touch(row.item, 20 - n, {"i7": 50.0} if n == 1 else {})
-        fold.item(row, touch, "view_item", FEATURES.item_half_lives.weights(T0), n)
-        items.apply(row)
+        items.apply(item_row(f"i{n}", 20.0 - n, n, {"i7": 50.0} if n == 1 else None))
     return items
 
 
@@ -118,8 +115,6 @@ def test_an_empty_catalog_answers_an_empty_shelf(tmp_path: Path) -> None:
 def test_being_listed_often_makes_no_item_popular(tmp_path: Path) -> None:
     """Without a model the order is by views and purchases; showing an item, which we do ourselves, says nothing of it."""
     items = table()
-    row = FEATURES.item("i19", 1)
-    Fold(FEATURES).item(row, Touch("i19", 10_000, {}), "view_item_list", FEATURES.item_half_lives.weights(T0), 0)
-    items.apply(row)
+    items.apply(msgspec.structs.replace(item_row("i19", 10_000.0, event="view_item_list"), partition=1))
     shelf, _ = alone(tmp_path, items, lambda maker: maker.shelf(query(), 1.0))
     assert items_of(shelf) == ["i0", "i1", "i2", "i4", "i5"]
