@@ -62,7 +62,7 @@ def fill_topics(settings: Settings, items: int, now_ms: int) -> None:
 
 def _item_row(rng: random.Random, n: int, partition: int, items: int, now_ms: int) -> ItemRow:
     time_ms = now_ms - rng.randrange(86_400_000)
-    weights = FEATURES.item_half_lives.weights(time_ms).values
+    weights = FEATURES.item_half_lives.weights(time_ms)
     numbers = [0.0] * FEATURES.item_numbers
     for slots in FEATURES.item_slots.values():
         for slot in slots:

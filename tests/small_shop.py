@@ -33,8 +33,8 @@ def item_row(
     numbers = [0.0] * FEATURES.item_numbers
     weights = FEATURES.item_half_lives.weights(T0)
     for event, count in (("view_item", views), ("purchase", purchases)):
-        numbers[DEMAND[event].at] = count * weights.values[DEMAND[event].half_life]
-    scale = weights.values[FEATURES.half_life_at(FEATURES.item_half_lives, FEATURES.covisit.half_life)]
+        numbers[DEMAND[event].at] = count * weights[DEMAND[event].half_life]
+    scale = weights[FEATURES.half_life_at(FEATURES.item_half_lives, FEATURES.covisit.half_life)]
     near = {name: weight * scale for name, weight in (neighbours or {}).items()}
     return ItemRow(item=item, partition=0, offset=offset, time_ms=T0, numbers=numbers, neighbours=near)
 
@@ -114,6 +114,10 @@ class Models:
 
     def __init__(self, live: Model | None) -> None:
         self.live, self.refreshed = live, 0
+        self.canary: Model | None = None
+
+    def of(self, shopper: str) -> Model | None:
+        return self.canary or self.live
 
     async def refresh(self) -> None:
         self.refreshed += 1

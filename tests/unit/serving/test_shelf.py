@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from features.encoder import Encoder
+from features.events import Event
 from features.fold import Fold, Touch
 from features.items import ItemTable
 from features.rows import CatalogItem
@@ -20,21 +21,17 @@ from serving.query import Query, Shelf
 from serving.shelf import ShelfMaker, Side
 from streams.records import Impression
 from tests.conftest import local_settings
-from tests.planted_shop import FEATURES
+from tests.small_shop import FEATURES, T0, item_row
 
-T0 = 1_700_000_000_000
 Answer = TypeVar("Answer")
 
 
 def table() -> ItemTable:
     """Items 0..19 in two categories, ever less popular; item 1 leads to item 7; item 3 cannot be had."""
-    items, fold = ItemTable(FEATURES), Fold(FEATURES)
+    items = ItemTable(FEATURES)
     for n in range(20):
         items.apply_catalog(CatalogItem(item_id=f"i{n}", item_category=f"c{n % 2}", price=1.0, available=n != 3, time_ms=T0))
-        row = FEATURES.item(f"i{n}", 0)
-        touch = Touch(row.item, 20 - n, {"i7": 50.0} if n == 1 else {})
-        fold.item(row, touch, "view_item", FEATURES.item_half_lives.weights(T0), n)
-        items.apply(row)
+        items.apply(item_row(f"i{n}", 20.0 - n, n, {"i7": 50.0} if n == 1 else None))
     return items
 
 
@@ -67,7 +64,7 @@ def items_of(shelf: Shelf) -> list[str]:
 
 
 def test_with_nothing_else_up_the_shelf_is_what_is_popular(tmp_path: Path) -> None:
-    shelf, logged = alone(tmp_path, table(), lambda maker: maker.shelf(query(), 1.0))
+    shelf, logged = alone(tmp_path, table(), lambda maker: maker.shelf(query(), 10.0))  # the first read costs Feast 100 ms and more
     assert items_of(shelf) == ["i0", "i1", "i2", "i4", "i5"]
     assert shelf.degraded == "store_unavailable"
     assert shelf.model_version == 0
@@ -119,7 +116,9 @@ def test_being_listed_often_makes_no_item_popular(tmp_path: Path) -> None:
     """Without a model the order is by views and purchases; showing an item, which we do ourselves, says nothing of it."""
     items = table()
     row = FEATURES.item("i19", 1)
-    Fold(FEATURES).item(row, Touch("i19", 10_000, {}), "view_item_list", FEATURES.item_half_lives.weights(T0), 0)
+    fold, event = Fold(FEATURES), Event(event_id="e", event_name="view_item_list", shopper="s", time_ms=T0)
+    for offset in range(10_000):
+        fold.item(row, Touch("i19", True, {}), event.event_name, fold.item_weights(event), offset)
     items.apply(row)
     shelf, _ = alone(tmp_path, items, lambda maker: maker.shelf(query(), 1.0))
     assert items_of(shelf) == ["i0", "i1", "i2", "i4", "i5"]
