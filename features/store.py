@@ -5,9 +5,6 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-import prometheus_client  # noqa: F401 - before Feast, as in `features.registry`
-
-# isort: split
 from feast import FeatureStore
 from feast.errors import FeastObjectNotFoundException
 from redis.exceptions import RedisError
