@@ -50,8 +50,8 @@ def copy_version(settings: Settings, version: int) -> None:
 class PacedLoad:
     """A request every 1/rps s, whatever became of the one before."""
 
-    def __init__(self, settings: Settings, rps: float) -> None:
-        self._settings, self._rps = settings, rps
+    def __init__(self, settings: Settings, rps: float, deadline_s: float = 1.0) -> None:
+        self._settings, self._rps, self._deadline_s = settings, rps, deadline_s
         self.times_ms: list[float] = []
         self.failed: Counter[str] = Counter()
         self.degraded: Counter[str] = Counter()
@@ -75,7 +75,7 @@ class PacedLoad:
         began = time.perf_counter()
         request = pb.RecommendRequest(shopper=pb.Shopper(client_id=client_id(shopper)), placement="home", count=10)
         try:
-            answer = await stub.Recommend(request, timeout=1.0)
+            answer = await stub.Recommend(request, timeout=self._deadline_s)
         except grpc.aio.AioRpcError as error:
             self.failed[error.code().name] += 1
         else:

@@ -20,7 +20,7 @@ import numpy as np
 
 from liveshelf.settings import Settings
 from tests.conftest import broker
-from tests.swaps import PacedLoad, served_shop, trained_version
+from tests.swaps import PacedLoad, copy_version, served_shop
 
 ROUNDS = 4
 BAR = 1.5
@@ -47,7 +47,10 @@ async def measure(settings: Settings, swaps: int, rps: float) -> dict[str, float
         nonlocal version
         for _ in range(count):
             version += 1
-            await asyncio.to_thread(trained_version, settings, version)
+            await asyncio.to_thread(copy_version, settings, version)
+            async with asyncio.timeout(60):
+                while not swapping.versions[version]:  # noqa: ASYNC110 - the answers themselves tell; asking the scorer would be a load
+                    await asyncio.sleep(0.02)
 
     await during(PacedLoad(settings, rps), asyncio.sleep(3.0))  # warm
     took_s = 0.0
@@ -56,6 +59,7 @@ async def measure(settings: Settings, swaps: int, rps: float) -> dict[str, float
         one_s = await during(swapping, swap(in_round))
         took_s += one_s
         await during(steady, asyncio.sleep(one_s))
+    print("degraded with swaps:", dict(swapping.degraded), "without:", dict(steady.degraded))
     return {
         "swaps": version - 1,
         "swap_failed": sum(swapping.failed.values()) + sum(steady.failed.values()),
