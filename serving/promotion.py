@@ -9,7 +9,7 @@
 import asyncio
 import time
 
-from liveshelf.errors import NotFoundError, UnavailableError
+from liveshelf.errors import ConflictError, NotFoundError, UnavailableError
 from liveshelf.settings import Settings
 from serving.model_client import ModelClient
 from streams.route import AUTOMATIC, Route, read_route, write_route
@@ -23,6 +23,7 @@ class Promotion:
 
     Raises (every verb):
         NotFoundError: no such version on the disk, or none to go back to.
+        ConflictError: a canary that is the live version already.
         UnavailableError: the model server does not answer, or did not load a version; what answered before still does.
         CorruptError: serving.json cannot be read.
     """
@@ -48,7 +49,7 @@ class Promotion:
         live, before = await self.live(), read_route(self._path).before
         if share < 1.0:
             if version == live:
-                raise NotFoundError(f"version {version} answers everybody already; a canary is another version")
+                raise ConflictError(f"version {version} answers everybody already; a canary is another version")
             return await self._put(Route(stable=live, canary=version, share=share, before=before))
         if version == max(self.versions(), default=0):
             return await self._put(AUTOMATIC)

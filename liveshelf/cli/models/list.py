@@ -16,9 +16,11 @@ def command(
     ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object: model, live version, releases oldest first.")] = False,
 ) -> None:
-    """List model versions: parent, outcome, reason and metrics of each, and which one is live. `liveshelf models` alone does so too. Example:
+    """List model versions: parent, outcome, reason and metrics of each, and which one is live.
 
-    liveshelf models list
+    `liveshelf models` alone does so too. Example:
+
+        liveshelf models list
     """
     from liveshelf.cli.train import ask
     from streams.route import read_route
