@@ -44,6 +44,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     store_port: int = 16379
     model_server: str = ""
     """host:port of a TensorFlow Serving gRPC endpoint."""
+    model_server_base_path: str = ""
+    """Where that server sees the model directory; empty: where we see it. `liveshelf models` tells it which versions to serve from there."""
     model_server_port: int = 18500
 
     # our roles
@@ -123,6 +125,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def model_path(self) -> Path:
         """Directory of numbered versions that the model server watches."""
         return self.data_path / "models" / self.model_name
+
+    @property
+    def model_base_path(self) -> str:
+        """The same directory, as the model server sees it."""
+        return self.model_server_base_path or str(self.model_path)
 
     @property
     def kafka_address(self) -> str:

@@ -1,20 +1,30 @@
-"""The model that answers now: which version, and its two signatures as calls."""
+"""The models that answer now: which version answers whom, and its two signatures as calls."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import structlog
+from prometheus_client import Gauge
 
 from features.encoder import Inputs
-from serving.model_client import ModelClient, ModelNotFoundError, ModelUnavailableError
+from liveshelf.errors import CorruptError
+from serving.model_client import LATEST, ModelClient, ModelNotFoundError, ModelUnavailableError
+from streams.route import AUTOMATIC, STABLE, read_route
 
 log = structlog.get_logger()
 
 FOLLOW_S = 0.5  # how often the model server is asked for its versions; it keeps the older one loaded meanwhile
+LABEL_EVERY_S = 5.0  # how often a server that had no label is asked whether it has one now
+HELD_AFTER_S = 10.0  # `liveshelf models` loads what it holds by itself; only what is missing later is the scorer's to ask for
+HELD_EVERY_S = 30.0  # loading takes seconds
 OBJECTIVES = ("click", "cart", "purchase")
 OBJECTIVE_WEIGHTS = np.array([1.0, 3.0, 5.0], dtype=np.float32)  # as in features.events.ENGAGEMENT
+
+MODEL_VERSION = Gauge("liveshelf_scoring_model_version", "Version that answers; 0: none", ["role"])
 
 
 class LiveModel:
@@ -74,27 +84,53 @@ async def describe(client: ModelClient, version: int, timeout_s: float) -> str:
 
 
 class ModelFollower:
-    """Follows the model server's versions; `live` is the newest that it has available and that can be served, None while there is none.
+    """Follows the model server's versions, and which of them are to answer whom.
 
-    `servable` says whether the features of a version are at hand: until they are, the model before goes on.
+    What is held in the model directory (see `streams.route`) comes first; without it, the version that the server itself labels `stable`; else
+    the newest one. A version answers only when it can be served: `servable` says whether the features of a version are at hand, and until
+    they are, the model before goes on.
     """
 
-    def __init__(self, client: ModelClient, timeout_s: float, servable: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        client: ModelClient,
+        timeout_s: float,
+        servable: Callable[[str], bool],
+        model_path: Path | None = None,
+        base_path: str = "",
+    ) -> None:
+        """`model_path`: the model directory as we see it; `base_path`: as the model server does."""
         self.live: LiveModel | None = None
+        """Answers everybody whom the canary does not."""
+        self.canary: LiveModel | None = None
         self.reason = "no_model"
         """Why there is no live model, in the words of a degraded answer."""
         self._client = client
         self._timeout_s = timeout_s
         self._servable = servable
+        self._model_path, self._base_path = model_path, base_path
+        self._route = AUTOMATIC
+        self._label_due_s = self._held_due_s = 0.0  # when the server is next asked for labels, and told what is held
+        self._labelled = 0
         self._trained_on: dict[int, str] = {}  # model version -> feature version, of the models available
         self._passed_over: set[int] = set()  # told once
 
+    def of(self, shopper: str) -> LiveModel | None:
+        """The model that answers this shopper, from beginning to end of a request."""
+        return self.canary if self.canary and self._route.picks_canary(shopper) else self.live
+
     async def refresh(self) -> None:
-        """Ask once. A server that does not answer keeps the version: requests find out for themselves."""
+        """Ask once. A server that does not answer keeps the versions: requests find out for themselves."""
         try:
             versions = await self._client.versions()
             self._trained_on = {version: known for version, known in self._trained_on.items() if version in versions}
-            newest = await self._newest_servable(versions)
+            self._read_route()
+            stable = self._route.stable or await self._stable_label()
+            await self._load_held(versions)
+            # A held version that is not up (yet) leaves what answers now; after a start that is the newest, better than none.
+            first = [stable, self.live.version if self.live else 0] if stable else []
+            live = await self._servable_first([v for v in [*first, *versions] if v in versions])
+            canary = await self._servable_first([v for v in versions if v == self._route.canary])
         except ModelUnavailableError as error:
             if self.live is None:
                 self.reason = error.reason
@@ -102,12 +138,49 @@ class ModelFollower:
         except ModelNotFoundError:
             return  # unloaded in between; the next look finds out
         self.reason = "features_not_loaded" if versions else "no_model"
-        if newest != (self.live.version if self.live else 0):
-            feature_version = self._trained_on.get(newest, "")
-            log.info("model version", version=newest, feature_version=feature_version)
-            self.live = LiveModel(self._client, newest, feature_version) if newest else None
+        self.live = self._switched("stable", self.live, live)
+        self.canary = self._switched("canary", self.canary, canary)
 
-    async def _newest_servable(self, versions: Sequence[int]) -> int:
+    def _switched(self, role: str, now: LiveModel | None, version: int) -> LiveModel | None:
+        if version == (now.version if now else 0):
+            return now
+        feature_version = self._trained_on.get(version, "")
+        log.info("model version", role=role, version=version, feature_version=feature_version)
+        MODEL_VERSION.labels(role).set(version)
+        return LiveModel(self._client, version, feature_version) if version else None
+
+    def _read_route(self) -> None:
+        if self._model_path is None:
+            return
+        try:
+            route = read_route(self._model_path)
+        except CorruptError as error:
+            log.error("held versions cannot be read, going on with those of before", error=str(error))
+            return
+        if route != self._route:
+            log.info("route", stable=route.stable, canary=route.canary, share=route.share)
+            self._route, self._held_due_s = route, time.monotonic() + HELD_AFTER_S
+
+    async def _stable_label(self) -> int:
+        """The version that the server labels `stable`, 0 for none; asked for often only while there is one."""
+        now_s = time.monotonic()
+        if self._labelled or now_s >= self._label_due_s:
+            self._label_due_s = now_s + LABEL_EVERY_S
+            self._labelled = await self._client.labelled(STABLE)
+        return self._labelled
+
+    async def _load_held(self, versions: Sequence[int]) -> None:
+        """Tell a server that lacks held versions to serve them: it was restarted, and read a configuration of its own."""
+        missing = self._route.held - set(versions)
+        now_s = time.monotonic()
+        if not missing or now_s < self._held_due_s or self._model_path is None:
+            return
+        self._held_due_s = now_s + HELD_EVERY_S
+        if wanted := {v for v in self._route.held if (self._model_path / str(v)).is_dir()} - set(versions):
+            log.warning("the model server lacks versions that are held", missing=sorted(wanted))
+            await self._client.configure(self._base_path or str(self._model_path), self._route.held | set(versions[:LATEST]), {})
+
+    async def _servable_first(self, versions: Sequence[int]) -> int:
         """The first of `versions` whose features are at hand; 0 when there is none."""
         for version in versions:
             if version not in self._trained_on:

@@ -13,6 +13,10 @@ from serving.tensors import Array, decode_tensor, encode_tensor
 AVAILABLE = 30  # tensorflow.serving.ModelVersionStatus.State
 MESSAGE_BYTES_MAX = 64 * 2**20  # as the server
 STATUS_TIMEOUT_S = 1.0  # nobody waits for it: the scorer asks in the background
+RELOAD_TIMEOUT_S = (
+    10.0  # the server answers once it has taken the configuration over, TensorFlow Serving after its next look at the disk
+)
+LATEST = 2  # versions served when none is named: whoever asks for the older one must not lose it while the newer one loads
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -54,6 +58,16 @@ class ModelClient:
             request_serializer=pb.GetModelStatusRequest.SerializeToString,
             response_deserializer=pb.GetModelStatusResponse.FromString,
         )
+        self._metadata = self._channel.unary_unary(
+            "/tensorflow.serving.PredictionService/GetModelMetadata",
+            request_serializer=pb.GetModelMetadataRequest.SerializeToString,
+            response_deserializer=pb.GetModelMetadataResponse.FromString,
+        )
+        self._reload = self._channel.unary_unary(
+            "/tensorflow.serving.ModelService/HandleReloadConfigRequest",
+            request_serializer=pb.ReloadConfigRequest.SerializeToString,
+            response_deserializer=pb.ReloadConfigResponse.FromString,
+        )
 
     async def versions(self) -> list[int]:
         """Versions that can be asked now, newest first; empty while there is no model yet.
@@ -69,6 +83,43 @@ class ModelClient:
                 return []
             raise self._error(error) from error
         return sorted((s.version for s in response.model_version_status if s.state == AVAILABLE), reverse=True)
+
+    async def labelled(self, label: str) -> int:
+        """The version that the server's configuration gives `label`; 0 when it gives it to none.
+
+        Raises:
+            ModelUnavailableError: no answer.
+        """
+        request = pb.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name, request.model_spec.version_label = self._model, label
+        try:
+            response = await self._metadata(request, timeout=STATUS_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            # tensorflow_serving/model_servers/server_core.cc, GetModelVersionForLabel; UNIMPLEMENTED: a server that knows no labels.
+            if error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED):
+                return 0
+            raise self._error(error) from error
+        return int(response.model_spec.version.value)
+
+    async def configure(self, base_path: str, versions: set[int], labels: dict[str, int]) -> None:
+        """Have the server serve this one model, with these `versions` (none: its LATEST newest) under these `labels`. Versions load afterwards.
+
+        Raises:
+            ModelUnavailableError: no answer, or refused: a label of a version that is not available yet.
+        """
+        request = pb.ReloadConfigRequest()
+        entry = request.config.model_config_list.config.add(name=self._model, base_path=base_path, model_platform="tensorflow")
+        if versions:
+            entry.model_version_policy.specific.versions.extend(sorted(versions))
+        else:
+            entry.model_version_policy.latest.num_versions = LATEST
+        entry.version_labels.update(labels)
+        try:
+            response = await self._reload(request, timeout=RELOAD_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from error
+        if response.status.error_code:
+            raise ModelUnavailableError("model_refused", f"model {self._model}: {response.status.error_message}")
 
     async def predict(
         self,

@@ -80,7 +80,13 @@ async def serve(settings: Settings) -> None:
         )
         client = await stack.enter_async_context(ModelClient(settings))
         sides = Sides(rows, memory)
-        models = ModelFollower(client, settings.model_timeout_ms / 1000, lambda version: sides(version) is not None)
+        models = ModelFollower(
+            client,
+            settings.model_timeout_ms / 1000,
+            lambda version: sides(version) is not None,
+            settings.model_path,
+            settings.model_base_path,
+        )
 
         def log_impression(impression: Impression) -> None:
             impressions.send_nowait(IMPRESSIONS, impression.shopper, encode(impression))
@@ -116,6 +122,7 @@ async def serve(settings: Settings) -> None:
                 {
                     "items": len(maker.side()[0].items),
                     "model": models.live.version if models.live else 0,
+                    "canary": models.canary.version if models.canary else 0,
                     "events": events.ready,
                 },
             ),

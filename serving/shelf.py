@@ -171,12 +171,15 @@ class ShelfMaker:
         self._threads = ThreadPoolExecutor(STORE_THREADS, "store")
         self._last_good = LastGood()
         self._store = Breaker("store", "store_late", store_timeout_s)
-        self._rank = Breaker("rank", "model_server_timeout", model_timeout_s)
-        self._asked = {s.name: Breaker(s.name, f"{s.name}_late", s.timeout_s) for s in sources if s.timeout_s}
+        # A canary has breakers of its own: what is wrong with it must not keep the others from the stable version.
+        self._rank = {who: Breaker(f"rank{who}", "model_server_timeout", model_timeout_s) for who in ("", "_canary")}
+        self._asked = {
+            s.name + who: Breaker(s.name + who, f"{s.name}_late", s.timeout_s) for s in sources if s.timeout_s for who in self._rank
+        }
 
-    def side(self) -> tuple[Side, LiveModel | None]:
-        """What this request is answered with from beginning to end: one model version and its features."""
-        model = self._models.live
+    def side(self, shopper: str | None = None) -> tuple[Side, LiveModel | None]:
+        """What a request is answered with from beginning to end: one model version and its features; the stable one without a shopper."""
+        model = self._models.live if shopper is None else self._models.of(shopper)
         side = self._side(model.feature_version if model else "")
         if side is None:
             model, side = None, self._side("")
@@ -192,10 +195,14 @@ class ShelfMaker:
         budget_s = max(deadline_s - DEADLINE_MARGIN_S, 0.0)
         clock = Clock(began + budget_s)
         time_ms = self._clock_ms()
-        side, model = self.side()
+        side, model = self.side(query.shopper)
         try:
             async with asyncio.timeout(budget_s):
                 made = await self._full(query, time_ms, side, model, clock)
+                if not made.shelf.model_version and model is not None and (now := self.side())[1] not in (model, None):
+                    # The version was unloaded meanwhile, or is a canary that fails: from the beginning, with the one that answers.
+                    side, model = now
+                    made = await self._full(query, time_ms, side, model, clock)
         except TimeoutError:
             made = self._last_resort(query, time_ms, side, "deadline")
         except Exception:
@@ -261,7 +268,7 @@ class ShelfMaker:
         try:
             for place, source in enumerate(self._sources):  # other processes work while this one looks into its memory
                 if source.timeout_s and not isinstance(answer := source.candidates(visit), np.ndarray):
-                    asked[place] = asyncio.ensure_future(self._ask(source, answer, left_s))
+                    asked[place] = asyncio.ensure_future(self._ask(source, answer, left_s, self._who(visit.model)))
             if asked:
                 await asyncio.sleep(0)  # so that they are sent
             for source in self._sources:
@@ -281,14 +288,14 @@ class ShelfMaker:
             [a[: s.quota] for a, s in zip(answers, self._sources, strict=True)], names, query, records, self._rules()
         ), missing
 
-    async def _ask(self, source: CandidateSource, answer: Awaitable[Rows], left_s: float) -> Rows:
+    async def _ask(self, source: CandidateSource, answer: Awaitable[Rows], left_s: float, who: str) -> Rows:
         began = time.perf_counter()
 
         async def wait(_: float) -> Rows:
             return await answer
 
         try:
-            found = await self._asked[source.name].ask(wait, left_s)
+            found = await self._asked[source.name + who].ask(wait, left_s)
         except NotFoundError:
             await self._models.refresh()
             raise
@@ -298,6 +305,9 @@ class ShelfMaker:
             SOURCE_SECONDS.labels(source.name).observe(time.perf_counter() - began)
         CANDIDATES.labels(source.name).inc(min(len(found), source.quota))
         return found
+
+    def _who(self, model: LiveModel | None) -> str:
+        return "_canary" if model is not None and model is self._models.canary else ""
 
     def _looked_up(self, source: CandidateSource, visit: Visit) -> Rows:
         began = time.perf_counter()
@@ -314,7 +324,7 @@ class ShelfMaker:
         reason = self._models.reason
         if model is not None:
             try:
-                chances = await self._rank.ask(partial(model.rank, inputs, len(found.items)), clock.left_s())
+                chances = await self._rank[self._who(model)].ask(partial(model.rank, inputs, len(found.items)), clock.left_s())
             except ModelNotFoundError as error:
                 reason = error.reason
                 await self._models.refresh()

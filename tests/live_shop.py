@@ -179,7 +179,8 @@ def _export(model_path: Path, model_name: str, items: int, dim: int) -> None:
         model.DIM = dim
     learner = Learner(FEATURES, 7)
     learner.vocabulary.admit(item_id(n).encode() for n in range(items))
-    learner._grow(1 << (FIRST_ROW + items).bit_length())
+    if (capacity := 1 << (FIRST_ROW + items).bit_length()) > learner.model.capacity:
+        learner._grow(capacity)
     part = directory.partial(model_path, 1)
     export.write(learner, part, 1, model_name)
     directory.publish(part, 1)

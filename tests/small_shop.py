@@ -119,6 +119,10 @@ class Models:
 
     def __init__(self, live: Model | None) -> None:
         self.live, self.refreshed = live, 0
+        self.canary: Model | None = None
+
+    def of(self, shopper: str) -> Model | None:
+        return self.canary or self.live
 
     async def refresh(self) -> None:
         self.refreshed += 1

@@ -4,6 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
+from liveshelf.errors import CorruptError
+from streams.route import read_route
+
 KEPT = 10  # a version a minute would fill the disk; ten allow a roll-back past several bad releases
 PARTIAL = ".partial-"  # model servers look at numbered directories only
 
@@ -16,7 +19,7 @@ def versions(model_path: Path) -> list[int]:
 
 
 def live_version(model_path: Path) -> int:
-    """The version that model servers answer with: the newest; 0 when there is none."""
+    """The version that model servers answer with unless others are held (see `streams.route`): the newest; 0 when there is none."""
     return max(versions(model_path), default=0)
 
 
@@ -35,7 +38,11 @@ def publish(written: Path, version: int) -> Path:
     target = model_path / str(version)
     written.rename(target)
     sync(model_path)
-    for old in versions(model_path)[:-KEPT]:
+    try:
+        held = read_route(model_path).held  # a version that answers, or may be rolled back to, stays however old it is
+    except CorruptError:
+        return target  # nobody knows what is held, so nothing goes
+    for old in [v for v in versions(model_path)[:-KEPT] if v not in held]:
         doomed = model_path / f"{PARTIAL}old-{old}"
         (model_path / str(old)).rename(doomed)  # a server never sees half a version, going as little as coming
         shutil.rmtree(doomed)

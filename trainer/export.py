@@ -122,15 +122,22 @@ class _Served(tf.Module):  # type: ignore[misc]
 
 
 def _write_warmup(path: Path, model_name: str, version: int, features: FeatureSet) -> None:
-    """Requests that a model server runs before it calls the version ready: both signatures, at each of WARMUP_CANDIDATES."""
+    """Requests that a model server runs before it calls the version ready: all signatures, ranking at each of WARMUP_CANDIDATES.
+
+    They ask for the very outputs that the scorer does: TensorFlow prepares each set of outputs anew when it is first asked for, 100 ms and more.
+    """
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     extra = path / "assets.extra"
     extra.mkdir()
-    requests = [("retrieve", example_inputs(features, 1)), *(("rank", example_inputs(features, 1, c)) for c in WARMUP_CANDIDATES)]
+    requests: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+        ("retrieve", example_inputs(features, 1), ("item",)),
+        *(("rank", example_inputs(features, 1, c), TASKS) for c in WARMUP_CANDIDATES),
+        ("describe", {"ask": np.array([b""], dtype=object)}, ("feature_version",)),
+    ]
     with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as out:
-        for signature, inputs in requests:
-            request = predict_pb2.PredictRequest()
+        for signature, inputs, outputs in requests:
+            request = predict_pb2.PredictRequest(output_filter=outputs)
             request.model_spec.name, request.model_spec.signature_name = model_name, signature
             request.model_spec.version.value = version
             for name, value in inputs.items():

@@ -26,7 +26,7 @@ VERBS = {
     "recommend": "Ask for a shelf.",
     "features": "Declare, check, show, rebuild and verify features.",
     "train": "Take a training step now.",
-    "models": "List model versions and what became of each.",
+    "models": "List model versions; promote one, to some shoppers or all; roll back.",
     "model-server": "Serve any SavedModel over TensorFlow Serving's API.",
     "simulate": "Let simulated shoppers visit the shop.",
     "demo": "Run the whole loop once, from an empty shop to a model that has learned.",
@@ -44,11 +44,20 @@ class VerbGroup(TyperGroup):
 
     package = "liveshelf.cli"
     verbs = VERBS
+    default = ""
+    """The verb of a line that names none."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         present = {verb: text for verb, text in self.verbs.items() if find_spec(self._module(verb))}
         self.commands = {verb: TyperCommand(verb, help=text) for verb, text in present.items()}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = next((argument for argument in args if not argument.startswith("-")), "")
+        if self.default and not named and not {"-h", "--help"} & set(args):
+            args = [self.default, *args]
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
@@ -66,7 +75,7 @@ def load_command(name: str) -> Any:
     module, verb = import_module(name), name.rpartition(".")[2].replace("_", "-")
     settings = {"help_option_names": ["-h", "--help"]}
     if hasattr(module, "VERBS"):
-        group = type("Group", (VerbGroup,), {"package": name, "verbs": module.VERBS})
+        group = type("Group", (VerbGroup,), {"package": name, "verbs": module.VERBS, "default": getattr(module, "DEFAULT", "")})
         app = typer.Typer(cls=group, name=verb, add_completion=False, rich_markup_mode=None, no_args_is_help=True)
         app.callback(help=module.HELP, context_settings=settings)(lambda: None)
     else:

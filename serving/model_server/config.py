@@ -9,7 +9,9 @@ from google.protobuf import text_format
 from liveshelf.errors import SettingsError
 from liveshelf.settings import Settings
 from serving import tfserving_pb2 as pb
+from serving.model_client import LATEST
 from serving.model_server.status import ServingError, invalid_argument
+from streams.route import read_route
 
 PLATFORM = "tensorflow"
 
@@ -28,8 +30,13 @@ class ModelConfig:
 
 def default_config(settings: Settings) -> list[ModelConfig]:
     """The model of the settings with its two newest versions: the scorer asks for an explicit version, and must not lose it at the
-    moment that a newer one loads."""
-    return [ModelConfig(settings.model_name, settings.model_path, latest=2)]
+    moment that a newer one loads. Or those that are held (see `streams.route`): a restart changes nothing.
+
+    Raises:
+        CorruptError: what is held cannot be read.
+    """
+    route = read_route(settings.model_path)
+    return [ModelConfig(settings.model_name, settings.model_path, LATEST, specific=frozenset(route.held), labels=route.labels)]
 
 
 def read_config(file: Path) -> list[ModelConfig]:

@@ -29,6 +29,7 @@ POLL_S = 0.5  # TensorFlow Serving's default is 1; a directory listing costs 20 
 # whatever lock it holds held for longer when both cores are taken.
 LOADER_NICE = 10
 ENDED_MAX = 50  # versions that are gone and still listed by GetModelStatus: a trainer that steps every minute makes 1,440 a day
+UNKNOWN_LABEL = "Unrecognized servable version label"
 
 log = structlog.get_logger("model_server")
 
@@ -93,7 +94,7 @@ class Manager:
     def _labelled(self, name: str, label: str) -> int:
         model = self._models.get(name)
         if model is None or label not in model.config.labels:
-            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, f"Unrecognized servable version label: {label}")
+            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, f"{UNKNOWN_LABEL}: {label}")
         return model.config.labels[label]
 
     def states(self, name: str) -> dict[int, tuple[State, ServingError | None]]:

@@ -17,7 +17,7 @@ import structlog
 from serving import tfserving_pb2 as pb
 from serving.model_server.batching import Batcher
 from serving.model_server.config import models_of
-from serving.model_server.manager import Manager
+from serving.model_server.manager import UNKNOWN_LABEL, Manager
 from serving.model_server.metrics import PREDICT_SECONDS, REQUESTS
 from serving.model_server.runtime import Value
 from serving.model_server.status import ServingError, invalid_argument
@@ -58,7 +58,10 @@ async def _answer(context: grpc.aio.ServicerContext, method: str, model: str, wo
         response = await work
     except ServingError as error:
         REQUESTS.labels(method, "" if error.code is grpc.StatusCode.NOT_FOUND else model, error.code.name).inc()
-        log.warning("refused", method=method, model=model, code=error.code.name, error=error.message)
+        told = (
+            log.debug if error.message.startswith(UNKNOWN_LABEL) else log.warning
+        )  # scorers ask now and then whether there is one
+        told("refused", method=method, model=model, code=error.code.name, error=error.message)
         await context.abort(error.code, error.message)
     except Exception as error:
         REQUESTS.labels(method, model, "INTERNAL").inc()

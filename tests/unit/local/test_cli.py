@@ -11,6 +11,7 @@ import pytest
 
 from liveshelf.cli.features import VERBS as FEATURE_VERBS
 from liveshelf.cli.main import VERBS
+from liveshelf.cli.models import VERBS as MODEL_VERBS
 from tests.conftest import free_port
 
 ROOT = Path(__file__).parents[3]
@@ -62,13 +63,15 @@ def test_help_of_each_verb_teaches(verb: str) -> None:
     assert f"Usage: liveshelf {verb}" in done.stdout
 
 
-@pytest.mark.parametrize("verb", FEATURE_VERBS)
-def test_help_of_each_verb_of_features_teaches(verb: str) -> None:
+@pytest.mark.parametrize(
+    ("group", "verb"), [*(("features", verb) for verb in FEATURE_VERBS), *(("models", verb) for verb in MODEL_VERBS)]
+)
+def test_help_of_each_verb_of_a_group_teaches(group: str, verb: str) -> None:
     """Each with an example; and every verb that the group lists is there."""
-    done = liveshelf("features", verb, "--help")
+    done = liveshelf(group, verb, "--help")
     assert done.returncode == 0, done.stderr
-    assert f"Usage: liveshelf features {verb}" in done.stdout
-    assert f"    liveshelf features {verb}" in done.stdout
+    assert f"Usage: liveshelf {group} {verb}" in done.stdout
+    assert f"    liveshelf {group} {verb}" in done.stdout
 
 
 def test_features_settings_are_checked_without_anything_running(tmp_path: Path) -> None:

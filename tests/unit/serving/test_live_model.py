@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
@@ -45,6 +46,8 @@ class ModelServer:
     def __init__(self, trained_on: dict[int, str]) -> None:
         self.trained_on = trained_on
         self.asked: list[Asked] = []
+        self.labels: dict[str, int] = {}
+        self.configured: list[Any] = []
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
 
     async def predict(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
@@ -72,6 +75,18 @@ class ModelServer:
             response.model_version_status.add(version=version, state=AVAILABLE)
         return bytes(response.SerializeToString())
 
+    async def metadata(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        label = pb.GetModelMetadataRequest.FromString(data).model_spec.version_label
+        if label not in self.labels:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"Unrecognized servable version label: {label}")
+        response = pb.GetModelMetadataResponse()
+        response.model_spec.version.value = self.labels[label]
+        return bytes(response.SerializeToString())
+
+    async def reload(self, data: bytes, _: grpc.aio.ServicerContext) -> bytes:
+        self.configured.extend(pb.ReloadConfigRequest.FromString(data).config.model_config_list.config)
+        return bytes(pb.ReloadConfigResponse().SerializeToString())
+
 
 def answer(**outputs: Any) -> bytes:
     response = pb.PredictResponse()
@@ -81,12 +96,14 @@ def answer(**outputs: Any) -> bytes:
 
 
 @asynccontextmanager
-async def following(server: ModelServer, loaded: set[str]) -> AsyncIterator[ModelFollower]:
+async def following(server: ModelServer, loaded: set[str], model_path: Path | None = None) -> AsyncIterator[ModelFollower]:
     """A follower of `server`; features are at hand when their version is in `loaded`."""
     grpc_server = grpc.aio.server()
     for service, method, behaviour in (
         ("PredictionService", "Predict", server.predict),
+        ("PredictionService", "GetModelMetadata", server.metadata),
         ("ModelService", "GetModelStatus", server.status),
+        ("ModelService", "HandleReloadConfigRequest", server.reload),
     ):
         handler = grpc.method_handlers_generic_handler(
             f"tensorflow.serving.{service}", {method: grpc.unary_unary_rpc_method_handler(behaviour)}
@@ -96,7 +113,7 @@ async def following(server: ModelServer, loaded: set[str]) -> AsyncIterator[Mode
     await grpc_server.start()
     try:
         async with ModelClient(Settings(model_server=f"127.0.0.1:{port}")) as client:
-            yield ModelFollower(client, 5.0, lambda version: version in loaded)
+            yield ModelFollower(client, 5.0, lambda version: version in loaded, model_path)
     finally:
         await grpc_server.stop(None)
 

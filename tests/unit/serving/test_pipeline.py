@@ -94,7 +94,7 @@ def test_a_late_model_does_not_hold_up_the_answer_and_is_then_left_alone() -> No
     assert {s.degraded for s in shelves} == {"model_server_timeout"}
     assert all(len(s.items) == 5 for s in shelves)
     assert shelves[0].timings_ms["total"] >= 50  # one timeout of 50 ms; retrieval waits beside it
-    assert shelves[-1].timings_ms["total"] < 25
+    assert shelves[-1].timings_ms["total"] < 50
 
 
 def test_a_store_that_is_down_is_left_alone_and_found_again() -> None:

@@ -20,9 +20,8 @@ from serving.query import Query, Shelf
 from serving.shelf import ShelfMaker, Side
 from streams.records import Impression
 from tests.conftest import local_settings
-from tests.small_shop import FEATURES, item_row
+from tests.small_shop import FEATURES, T0, item_row
 
-T0 = 1_700_000_000_000
 Answer = TypeVar("Answer")
 
 
@@ -64,7 +63,7 @@ def items_of(shelf: Shelf) -> list[str]:
 
 
 def test_with_nothing_else_up_the_shelf_is_what_is_popular(tmp_path: Path) -> None:
-    shelf, logged = alone(tmp_path, table(), lambda maker: maker.shelf(query(), 1.0))
+    shelf, logged = alone(tmp_path, table(), lambda maker: maker.shelf(query(), 10.0))  # the first read costs Feast 100 ms and more
     assert items_of(shelf) == ["i0", "i1", "i2", "i4", "i5"]
     assert shelf.degraded == "store_unavailable"
     assert shelf.model_version == 0

@@ -82,7 +82,7 @@ def test_shapes_and_warmup_requests(learner: Learner, exported: Path) -> None:
         inputs = {name: tf.constant(tf.make_ndarray(tensor)) for name, tensor in request.inputs.items()}
         served.signatures[request.model_spec.signature_name](**inputs)
         asked.append((request.model_spec.signature_name, inputs["candidates"].shape[1] if "candidates" in inputs else 0))
-    assert asked == [("retrieve", 0), ("rank", 10), ("rank", 500)]
+    assert asked == [("retrieve", 0), ("rank", 10), ("rank", 500), ("describe", 0)]
 
 
 def test_loads_in_a_process_that_has_nothing_of_ours(exported: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`liveshelf models`: what became of each model version, and which one is live."""
+"""`liveshelf models list`: what became of each model version, and which one is live."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,10 +16,18 @@ def command(
     ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object: model, live version, releases oldest first.")] = False,
 ) -> None:
-    """List model versions: parent, outcome, reason and metrics of each, and which one is live."""
+    """List model versions: parent, outcome, reason and metrics of each, and which one is live.
+
+    `liveshelf models` alone does so too. Example:
+
+        liveshelf models list
+    """
     from liveshelf.cli.train import ask
+    from streams.route import read_route
 
     answer = ask(ctx.obj, "/v1/models")
+    route = read_route(ctx.obj.model_path)
+    answer["live"] = route.stable or answer["live"]
     if as_json:
         typer.echo(msgspec.json.encode(answer))
         return
@@ -29,10 +37,10 @@ def command(
     if not answer["releases"]:
         console.print("No model yet. `liveshelf train` makes the first one once the log holds events.")
         return
-    console.print(models_table(answer))
+    console.print(models_table(answer, route.canary))
 
 
-def models_table(answer: dict[str, Any]) -> "Table":
+def models_table(answer: dict[str, Any], canary: int = 0) -> "Table":
     """One line a version, newest last; the live one is marked."""
     from rich.table import Table
     from rich.text import Text
@@ -50,7 +58,7 @@ def models_table(answer: dict[str, Any]) -> "Table":
         figures = [metrics.get(f"served_{name}", metrics.get(f"replayed_{name}")) for name in SHOWN]
         made = datetime.fromtimestamp(release["time_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
         cells = [
-            "live" if live else "",
+            "live" if live else "canary" if canary and release["version"] == canary else "",
             str(release["version"]),
             str(release.get("parent", 0) or ""),
             made,
