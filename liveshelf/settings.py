@@ -45,6 +45,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model_server: str = ""
     """host:port of a TensorFlow Serving gRPC endpoint."""
     model_server_port: int = 18500
+    collector: str = ""
+    """host:port of a collector elsewhere, for what calls one: simulated shoppers, replays, the freshness probe. Empty: our own."""
+    scoring: str = ""
+    """host:port of a scoring service elsewhere, for what calls one; the service itself must not have it."""
 
     # our roles
     collector_port: int = 18080
@@ -138,11 +142,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def collector_url(self) -> str:
-        return f"http://{self.host}:{self.collector_port}"
+        return f"http://{self.collector or f'{self.host}:{self.collector_port}'}"
 
     @property
     def scoring_address(self) -> str:
-        return f"{self.host}:{self.scoring_port}"
+        return self.scoring or f"{self.host}:{self.scoring_port}"
 
     @property
     def trainer_url(self) -> str:
