@@ -279,7 +279,7 @@ class FencedOnlineStore(RedisOnlineStore):
         include_feature_view_version_metadata: bool = False,
     ) -> OnlineResponse:
         """Feast's; a request for one view by its join keys, columnar, is answered several times as fast and to the same effect."""
-        from feast import metrics  # as Feast does: its import has side effects, for which `features.store` makes ready
+        from feast import metrics  # as Feast does: its import has side effects, for which `features` makes ready
 
         plain = (
             isinstance(entity_rows, Mapping) and not include_feature_view_version_metadata and not metrics._config.online_features

@@ -5,11 +5,6 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import prometheus_client  # noqa: F401 - before Feast, whose import would switch every counter of this process to files in /tmp
-
-os.environ.setdefault("FEAST_USAGE", "False")  # Feast reads this at import; nothing may be sent anywhere
-
-# isort: split
 from feast import FeatureStore, RepoConfig
 from feast.errors import FeastObjectNotFoundException
 

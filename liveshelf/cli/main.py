@@ -27,6 +27,7 @@ VERBS = {
     "features": "Declare, check, show, rebuild and verify features.",
     "train": "Take a training step now.",
     "models": "List model versions and what became of each.",
+    "model-server": "Serve any SavedModel over TensorFlow Serving's API.",
     "simulate": "Let simulated shoppers visit the shop.",
     "demo": "Run the whole loop once, from an empty shop to a model that has learned.",
     "version": "Show our version and that of every part.",
@@ -46,7 +47,7 @@ class VerbGroup(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        present = {verb: text for verb, text in self.verbs.items() if find_spec(f"{self.package}.{verb}")}
+        present = {verb: text for verb, text in self.verbs.items() if find_spec(self._module(verb))}
         self.commands = {verb: TyperCommand(verb, help=text) for verb, text in present.items()}
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -54,12 +55,15 @@ class VerbGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         verb, command, rest = super().resolve_command(ctx, args)
-        return verb, load_command(f"{self.package}.{verb}") if verb else command, rest
+        return verb, load_command(self._module(verb)) if verb else command, rest
+
+    def _module(self, verb: str) -> str:
+        return f"{self.package}.{verb.replace('-', '_')}"
 
 
 def load_command(name: str) -> Any:
     """The command in module `name`: made from its function `command`, or a group of its VERBS under its HELP."""
-    module, verb = import_module(name), name.rpartition(".")[2]
+    module, verb = import_module(name), name.rpartition(".")[2].replace("_", "-")
     settings = {"help_option_names": ["-h", "--help"]}
     if hasattr(module, "VERBS"):
         group = type("Group", (VerbGroup,), {"package": name, "verbs": module.VERBS})

@@ -24,7 +24,7 @@ LAUNCH = """
 import sys
 from liveshelf.cli.main import load_command
 from liveshelf.settings import load_settings
-load_command("model_server")(args=sys.argv[1:], obj=load_settings())
+load_command("liveshelf.cli.model_server")(args=sys.argv[1:], obj=load_settings())
 """
 
 
@@ -82,11 +82,11 @@ def test_what_is_wrong_is_said(base_path: Path, arguments: list[str], error: typ
     where = {"absent": base_path / "absent", "model": base_path / "4", "base": base_path}
     filled = [argument.format(**where) for argument in arguments]
     with pytest.raises(error, match=says):
-        load_command("model_server").main(args=filled, obj=Settings(data_dir=str(base_path)), standalone_mode=False)
+        load_command("liveshelf.cli.model_server").main(args=filled, obj=Settings(data_dir=str(base_path)), standalone_mode=False)
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    assert load_command("model_server").main(args=["--help"], standalone_mode=False) == 0
+    assert load_command("liveshelf.cli.model_server").main(args=["--help"], standalone_mode=False) == 0
     shown = capsys.readouterr().out
     for word in (
         "--model-base-path",

@@ -7,8 +7,10 @@ import uuid
 
 import psutil
 
-from features.fold import fold_shopper
-from features.rows import ShopperRow
+from features.declarations import read_declarations
+from features.encoder import Encoder
+from features.feature_set import FeatureSet
+from features.fold import Fold
 from features.store import FeatureRows
 from liveshelf.client import Client
 from streams.pseudonym import Pseudonyms
@@ -16,6 +18,8 @@ from streams.records import Event, Example, Impression, Release, decode
 from streams.topics import CLICKSTREAM, IMPRESSIONS, MODEL_RELEASES, TRAINING_EXAMPLES
 from tests.conftest import read_all
 from tests.e2e.conftest import Stack
+
+FEATURES = FeatureSet(read_declarations(None))
 
 
 def some_items(stack: Stack, client: Client, count: int) -> list[str]:
@@ -52,9 +56,9 @@ def test_one_event_travels_the_whole_loop(stack: Stack) -> None:
         assert (event.event_id, event.shopper, event.items[0].item_id) == (event_id, shopper, wanted)
 
         # clickstream → the shopper's row in the online store, exactly as the pure fold makes it
-        row = stack.until(lambda: rows.read_shoppers([shopper]).get(shopper), "the shopper's row is in the store")
-        expected = ShopperRow(shopper=shopper)
-        fold_shopper(expected, event, partition, offset)
+        row = stack.until(lambda: rows.read_shopper(shopper, FEATURES), "the shopper's row is in the store")
+        expected = FEATURES.shopper(shopper)
+        Fold(FEATURES).shopper(expected, event, partition, offset)
         assert row == expected
 
         # row → a changed shelf
@@ -69,8 +73,12 @@ def test_one_event_travels_the_whole_loop(stack: Stack) -> None:
             return next((i for i in found if i.request_id == request_id), None)
 
         impression = stack.until(lambda: impression_of(after.request_id), "the impression is logged")
-        assert impression.features.shopper == row
-        assert impression.items == impression.features.candidates.items == [i.item_id for i in after.items]
+        served = impression.features
+        assert (served.version, served.partition, served.offset) == (FEATURES.version, partition, offset)
+        encoder = Encoder(FEATURES)
+        inputs, recomputed = encoder.decode(served), encoder.shopper(row, served.time_ms)
+        assert {name: inputs[name].tolist() for name in recomputed} == {name: array.tolist() for name, array in recomputed.items()}
+        assert impression.items == served.candidates == [i.item_id for i in after.items]
         assert impression.model_version == after.model_version
 
         # impression + click → one labelled example
@@ -149,7 +157,7 @@ def test_any_part_killed_comes_back_and_the_loop_goes_on(stack: Stack) -> None:
 
 
 def test_unknown_shopper_and_item(stack: Stack) -> None:
-    unknown = stack.liveshelf("features", "nobody")
+    unknown = stack.liveshelf("features", "show", "nobody")
     assert unknown.returncode == 4
     assert "no events of client 'nobody'" in unknown.stderr.replace("\n", " ")
     shelf = stack.json("recommend", "--client", f"new-{time.time_ns()}")

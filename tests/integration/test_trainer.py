@@ -20,7 +20,7 @@ from liveshelf.settings import Settings
 from streams.records import Example, encode
 from streams.topics import CATALOG, CLICKSTREAM, TRAINING_EXAMPLES, kafka_config
 from tests.conftest import free_port
-from tests.planted_shop import PlantedShop
+from tests.planted_shop import FEATURES, PlantedShop
 from trainer import checkpoint, directory, releases
 from trainer.intake import is_unseen
 from trainer.log import LogReader
@@ -50,7 +50,7 @@ def elsewhere(settings: Settings, directory: Path) -> Settings:
 
 
 def weights(settings: Settings) -> checkpoint.Arrays:
-    loaded = checkpoint.load_latest(settings.data_path / "checkpoints" / settings.model_name)
+    loaded = checkpoint.load_latest(checkpoint.path_of(settings, FEATURES.version))
     assert loaded is not None
     return loaded.checkpoint.learner
 
@@ -71,14 +71,14 @@ def bootstrapped(kafka: Settings, shop: PlantedShop, tmp_path_factory: pytest.Te
     settings = msgspec.structs.replace(kafka, data_dir=str(home), model_name="planted", train_interval_s=0)
     produce(settings, CATALOG, shop.catalog(), "item_id")
     produce(settings, CLICKSTREAM, [*shop.events(2_000), b"{not json"], "shopper")
-    return settings, Trainer(settings).step()
+    return settings, Trainer(settings, FEATURES).step()
 
 
 @pytest.fixture
 def settings(bootstrapped: tuple[Settings, StepResult], tmp_path: Path) -> Settings:
     """A copy of it, moved to the end of the log."""
     copy = elsewhere(bootstrapped[0], tmp_path / "data")
-    checkpoints = copy.data_path / "checkpoints" / copy.model_name
+    checkpoints = checkpoint.path_of(copy, FEATURES.version)
     loaded = checkpoint.load_latest(checkpoints)
     assert loaded is not None
     reader = LogReader(copy, TRAINING_EXAMPLES, Example)
@@ -105,7 +105,7 @@ def test_without_a_checkpoint_a_step_bootstraps_from_the_event_log(bootstrapped:
 
 
 def test_a_step_consumes_exactly_the_new_examples_each_once(settings: Settings, shop: PlantedShop) -> None:
-    trainer, name = Trainer(settings), "once"
+    trainer, name = Trainer(settings, FEATURES), "once"
     parent = directory.live_version(settings.model_path)
     examples = shop.examples(120, name)
     aside = sum(is_unseen(example.request_id) for example in examples)
@@ -122,11 +122,11 @@ def test_a_step_consumes_exactly_the_new_examples_each_once(settings: Settings, 
     assert (result.outcome, result.version, result.parent) == ("promoted", parent + 1, parent), result.reason
     assert directory.live_version(settings.model_path) == parent + 1
     give(settings, examples)  # delivered again, after the step and after a restart
-    again = Trainer(settings).step()
+    again = Trainer(settings, FEATURES).step()
     assert (again.outcome, again.consumed, again.duplicates, again.trained) == ("nothing_to_learn", 120, 120, 0)
     assert "120 already consumed" in again.reason
     assert directory.live_version(settings.model_path) == parent + 1
-    idle = Trainer(settings).step()
+    idle = Trainer(settings, FEATURES).step()
     assert (idle.outcome, idle.consumed, idle.reason) == ("nothing_to_learn", 0, "no new examples in training-examples")
 
 
@@ -134,7 +134,7 @@ def test_a_step_repeated_from_its_checkpoint_gives_the_same_weights(settings: Se
     twin = elsewhere(settings, tmp_path / "twin")
     before = weights(settings)
     give(settings, shop.examples(80, "twin"))
-    one, two = Trainer(settings).step(), Trainer(twin).step()
+    one, two = Trainer(settings, FEATURES).step(), Trainer(twin, FEATURES).step()
     assert one.trained == two.trained > 0
     assert not equal(before, weights(settings))
     assert equal(weights(settings), weights(twin))
@@ -146,12 +146,12 @@ def test_a_crash_before_the_checkpoint_neither_skips_nor_repeats(
 ) -> None:
     twin = elsewhere(settings, tmp_path / "twin")
     give(settings, shop.examples(80, "before"))
-    undisturbed = Trainer(twin).step()
+    undisturbed = Trainer(twin, FEATURES).step()
 
     def full(*_: object) -> int:
         raise ConflictError("disk full")
 
-    trainer = Trainer(settings)
+    trainer = Trainer(settings, FEATURES)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", full)
         with pytest.raises(ConflictError):
@@ -175,10 +175,10 @@ def test_a_crash_after_the_checkpoint_is_finished_at_the_next_start(
     with monkeypatch.context() as patch:
         patch.setattr(directory, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
-            Trainer(settings).step()
+            Trainer(settings, FEATURES).step()
     assert directory.live_version(settings.model_path) == parent
     decided = weights(settings)
-    result = Trainer(settings).step()
+    result = Trainer(settings, FEATURES).step()
     assert (result.outcome, result.consumed) == ("nothing_to_learn", 0)
     assert directory.live_version(settings.model_path) == parent + 1
     assert equal(weights(settings), decided)
@@ -188,7 +188,7 @@ def test_a_crash_after_the_checkpoint_is_finished_at_the_next_start(
 
 
 def test_poisoned_labels_are_refused_and_leave_the_live_weights(settings: Settings, shop: PlantedShop) -> None:
-    trainer = Trainer(settings)
+    trainer = Trainer(settings, FEATURES)
     give(settings, shop.examples(700, "clean"))
     clean = trainer.step()
     assert clean.outcome == "promoted", clean.reason
@@ -202,7 +202,7 @@ def test_poisoned_labels_are_refused_and_leave_the_live_weights(settings: Settin
     assert equal(weights(settings), live)
     release = releases.history(settings)[-1]
     assert (release.version, release.outcome, release.reason) == (result.version, "refused", result.reason)
-    assert Trainer(settings).step().consumed == 0, "the poison is behind the offsets"
+    assert Trainer(settings, FEATURES).step().consumed == 0, "the poison is behind the offsets"
     give(settings, shop.examples(100, "good"))
     assert trainer.step().version == result.version + 1
 
@@ -212,7 +212,7 @@ def test_weights_that_are_not_numbers_are_refused(settings: Settings, shop: Plan
     live, version = weights(settings), directory.live_version(settings.model_path)
     give(settings, shop.examples(60, "wild"))
     monkeypatch.setattr("trainer.step.STEP_RATE", float("inf"))
-    result = Trainer(settings).step()
+    result = Trainer(settings, FEATURES).step()
     assert result.outcome == "refused"
     assert "not finite" in result.reason
     assert equal(weights(settings), live)
@@ -221,11 +221,11 @@ def test_weights_that_are_not_numbers_are_refused(settings: Settings, shop: Plan
 
 def test_a_corrupt_checkpoint_falls_back_and_the_result_says_so(settings: Settings, shop: PlantedShop) -> None:
     give(settings, shop.examples(30, "corrupt"))
-    first = Trainer(settings).step()
-    checkpoints = settings.data_path / "checkpoints" / settings.model_name
+    first = Trainer(settings, FEATURES).step()
+    checkpoints = checkpoint.path_of(settings, FEATURES.version)
     newest = max(checkpoints.iterdir())
     (newest / "learner.npz").write_bytes(b"garbage")
-    result = Trainer(settings).step()
+    result = Trainer(settings, FEATURES).step()
     assert len(result.checkpoints_skipped) == 1
     assert newest.name in result.checkpoints_skipped[0]
     assert (result.consumed, result.trained) == (first.consumed, first.trained), "learnt again, on the older weights"
@@ -233,14 +233,14 @@ def test_a_corrupt_checkpoint_falls_back_and_the_result_says_so(settings: Settin
     for directory_ in checkpoints.iterdir():
         (directory_ / "state.json").unlink()
     with pytest.raises(CorruptError, match="move the directory away"):
-        Trainer(settings)
+        Trainer(settings, FEATURES)
 
 
 def test_kafka_away_is_said_and_changes_nothing(settings: Settings) -> None:
     away = msgspec.structs.replace(settings, kafka=f"127.0.0.1:{free_port()}")
     before = weights(away)
     with pytest.raises(UnavailableError, match=away.kafka):
-        Trainer(away).step()
+        Trainer(away, FEATURES).step()
     assert equal(weights(away), before)
 
 

@@ -28,7 +28,8 @@ def liveshelf(*arguments: object, **settings: object) -> subprocess.CompletedPro
 
 def present_verbs() -> list[str]:
     cli = ROOT / "liveshelf" / "cli"
-    return [verb for verb in VERBS if (cli / f"{verb}.py").exists() or (cli / verb / "__init__.py").exists()]
+    files = {verb: verb.replace("-", "_") for verb in VERBS}
+    return [verb for verb, file in files.items() if (cli / f"{file}.py").exists() or (cli / file / "__init__.py").exists()]
 
 
 def test_help_lists_every_verb_that_is_there() -> None:
