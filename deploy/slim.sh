@@ -11,7 +11,7 @@ packages=$lib/site-packages
 cd "$packages"
 pip uninstall --quiet --yes setuptools wheel 2>/dev/null || true
 rm -rf mypy mypyc ./*__mypyc*.so pip pip-*.dist-info feast/ui feast/embedded_go pyarrow/include pyarrow/src pyarrow/tests \
-  pyarrow/libarrow_flight* pyarrow/_flight* pyarrow/libarrow_s3* pyarrow/_s3fs* pandas/tests numpy/_core/include tensorflow/include clang
+  pyarrow/libarrow_flight* pyarrow/_flight* pyarrow/libarrow_s3* pyarrow/_s3fs* pandas/tests numpy/_core/include tensorflow/include clang mypy-*.dist-info
 find . -depth -type d \( -name tests -o -name test \) -path '*/numpy/*' -exec rm -rf {} +
 find . \( -name '*.pyi' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.pyx' -o -name '*.a' -o -name '*.c' -o -name '*.h' \) -type f -delete
 cd "$lib"

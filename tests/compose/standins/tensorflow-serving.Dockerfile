@@ -1,6 +1,6 @@
 # Stands in for tensorflow/serving, whose binary no package has: our own model server, under the stock image's command line.
 FROM debian:bookworm-slim AS shell
-FROM liveshelf/model-server
+FROM liveshelf/model-server:0.1.0
 USER 0
 COPY --from=shell /bin/bash /bin/bash
 COPY --from=shell /bin/ls /bin/ls
