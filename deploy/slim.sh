@@ -7,11 +7,11 @@ python=$(python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
 lib=/usr/local/lib/$python
 packages=$lib/site-packages
 
-# What only builds, tests or checks: mypy comes with SQLAlchemy's extra that Feast asks for, Flight and the cloud file systems with pyarrow.
+# What only builds, tests or checks: mypy comes with SQLAlchemy's extra that Feast asks for, Flight comes with pyarrow.
 cd "$packages"
 pip uninstall --quiet --yes setuptools wheel 2>/dev/null || true
-rm -rf mypy mypyc ./*__mypyc*.so pip pip-*.dist-info feast/ui feast/embedded_go pyarrow/include pyarrow/src pyarrow/tests \
-  pyarrow/libarrow_flight* pyarrow/_flight* pyarrow/libarrow_s3* pyarrow/_s3fs* pandas/tests numpy/_core/include tensorflow/include clang mypy-*.dist-info
+rm -rf mypy mypyc ./*__mypyc*.so pip pip-*.dist-info feast/ui pyarrow/include pyarrow/src pyarrow/tests \
+  pyarrow/libarrow_flight* pyarrow/_flight* pandas/tests numpy/_core/include tensorflow/include clang mypy-*.dist-info
 find . -depth -type d \( -name tests -o -name test \) -path '*/numpy/*' -exec rm -rf {} +
 find . \( -name '*.pyi' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.pyx' -o -name '*.a' -o -name '*.c' -o -name '*.h' \) -type f -delete
 cd "$lib"
@@ -52,7 +52,11 @@ for library in libnss_dns.so.2 libnss_files.so.2 libresolv.so.2; do
     if [ -e "$place/$library" ]; then cp -L "$place/$library" "$out$place/"; fi
   done
 done
-ldconfig -r "$out" 2>/dev/null || true
+{
+  echo /usr/local/lib
+  ls -d /lib/*-linux-gnu
+} > "$out/etc/ld.so.conf"
+ldconfig -r "$out"
 
 printf 'root:x:0:0::/:/none\nliveshelf:x:10001:10001::/data:/none\n' > "$out/etc/passwd"
 printf 'root:x:0:\nliveshelf:x:10001:\n' > "$out/etc/group"
