@@ -6,6 +6,6 @@ COPY --from=shell /bin/bash /bin/bash
 COPY --from=shell /bin/ls /bin/ls
 COPY --from=shell /lib/x86_64-linux-gnu/ /lib/x86_64-linux-gnu/
 COPY tensorflow-serving-entrypoint.py /entrypoint.py
-ENV LIVESHELF_HOST=0.0.0.0 LIVESHELF_MODEL_SERVER_PORT=8500 LIVESHELF_MODEL_SERVER_METRICS_PORT=8501
+ENV PATH=/usr/local/bin:/bin LIVESHELF_HOST=0.0.0.0 LIVESHELF_MODEL_SERVER_PORT=8500 LIVESHELF_MODEL_SERVER_METRICS_PORT=8501
 USER 10001:10001
 ENTRYPOINT ["python", "/entrypoint.py"]
