@@ -17,7 +17,13 @@ from liveshelf.settings import Settings
 ROOT = Path(__file__).parents[2]
 UP_TIMEOUT_S = 240
 LOOP = ("kafka", "store", "model-server", "collector", "agents", "joiner", "scoring", "trainer")
-HEALTH = {"collector": "18080/readyz", "agents": "18081/readyz", "trainer": "18082/readyz", "joiner": "18083/readyz", "scoring": "18091/readyz"}
+HEALTH = {
+    "collector": "18080/readyz",
+    "agents": "18081/readyz",
+    "trainer": "18082/readyz",
+    "joiner": "18083/readyz",
+    "scoring": "18091/readyz",
+}
 # For a machine that may be busy with other things: that deadlines are kept is shown elsewhere. Windows close while a test waits.
 VARIABLES = {
     "LIVESHELF_FEEDBACK_WINDOW_S": "2",
@@ -125,7 +131,9 @@ class Compose:
             except (httpx.HTTPError, OSError, ValueError) as error:
                 problem = error
             time.sleep(0.1)
-        pytest.fail(f"not within {timeout_s} s: {what} ({problem}, {self.unhealthy()})\n{self.run('logs', '--tail', '8').stdout[-5000:]}")
+        pytest.fail(
+            f"not within {timeout_s} s: {what} ({problem}, {self.unhealthy()})\n{self.run('logs', '--tail', '8').stdout[-5000:]}"
+        )
 
     def seed(self) -> None:
         from liveshelf.simulator.feed import Feed

@@ -15,13 +15,24 @@ def test_one_event_travels_the_whole_loop(compose: Compose) -> None:
     with Client(compose.settings.scoring_address, deadline_ms=5_000) as client:
         before = client.recommend(client_id=client_id)
         assert not before.degraded, before.degraded_reason
-        event = {"client_id": client_id, "name": "view_item", "event_id": uuid.uuid4().hex, "items": [{"item_id": before.items[-1].item_id}]}
+        event = {
+            "client_id": client_id,
+            "name": "view_item",
+            "event_id": uuid.uuid4().hex,
+            "items": [{"item_id": before.items[-1].item_id}],
+        }
         assert compose.post(event).status_code == 202
         after = compose.until(
-            lambda: (s := client.recommend(client_id=client_id)).features_offset > before.features_offset and s, "the event is in the shelf"
+            lambda: (s := client.recommend(client_id=client_id)).features_offset > before.features_offset and s,
+            "the event is in the shelf",
         )
         assert [(i.item_id, i.score) for i in after.items] != [(i.item_id, i.score) for i in before.items]
-        click = {"client_id": client_id, "name": "select_item", "request_id": after.request_id, "items": [{"item_id": after.items[3].item_id}]}
+        click = {
+            "client_id": client_id,
+            "name": "select_item",
+            "request_id": after.request_id,
+            "items": [{"item_id": after.items[3].item_id}],
+        }
         assert compose.post(click).status_code == 202
         live = compose.model()
         step = compose.until(lambda: (s := compose.step())["consumed"] and s, "examples reach the trainer")

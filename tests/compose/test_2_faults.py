@@ -43,7 +43,9 @@ def test_every_fault_is_survived(compose: Compose) -> None:
     log = read_all(compose.settings, CLICKSTREAM)
     logged = {decode(Event, value).event_id for _, _, _, value in log}
     doubled = set(undisturbed(log, declared_set(compose.settings)).doubled)
-    print(f"\n{'fault':<24}{'requests':>9}{'failed':>8}{'degraded':>9}{'events':>8}{'re-sent':>8}{'lost':>6}{'doubled':>8}{'recovered s':>12}")
+    print(
+        f"\n{'fault':<24}{'requests':>9}{'failed':>8}{'degraded':>9}{'events':>8}{'re-sent':>8}{'lost':>6}{'doubled':>8}{'recovered s':>12}"
+    )
     for fault in faults:
         lost = [e for e in fault.accepted if e not in logged]
         twice = [e for e in fault.accepted if e in doubled]
@@ -73,7 +75,14 @@ def _broken(compose: Compose, service: str, kind: str) -> Fault:
         recovered_s = time.monotonic() - began
     print(f"  {kind} {service}: {recovered_s:.1f} s", flush=True)
     return Fault(
-        f"{kind} {service}", traffic.shelves, len(traffic.failed), traffic.degraded, traffic.accepted, traffic.refused, recovered_s, traffic.failed
+        f"{kind} {service}",
+        traffic.shelves,
+        len(traffic.failed),
+        traffic.degraded,
+        traffic.accepted,
+        traffic.refused,
+        recovered_s,
+        traffic.failed,
     )
 
 

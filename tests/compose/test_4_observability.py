@@ -72,12 +72,16 @@ def test_every_query_is_answered(compose: Compose) -> None:
 
 def test_rules_and_routes() -> None:
     """promtool's unit tests of every alert; amtool: a page goes to the pager, all else to the tickets."""
-    done = subprocess.run([tool("promtool"), "test", "rules", "tests.yml"], cwd=ROOT / "deploy/prometheus", capture_output=True, text=True)
+    done = subprocess.run(
+        [tool("promtool"), "test", "rules", "tests.yml"], cwd=ROOT / "deploy/prometheus", capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     print("\n" + done.stdout.strip())
     for severity, receiver in {"page": "pager", "ticket": "tickets"}.items():
         config = f"--config.file={ROOT}/deploy/alertmanager/alertmanager.yml"
-        routed = subprocess.run([tool("amtool"), "config", "routes", "test", config, f"severity={severity}"], capture_output=True, text=True)
+        routed = subprocess.run(
+            [tool("amtool"), "config", "routes", "test", config, f"severity={severity}"], capture_output=True, text=True
+        )
         assert routed.stdout.strip() == receiver
 
 
