@@ -10,11 +10,12 @@ TFS_PROTO := serving/tfserving.proto
 GOOGLEAPIS = $(shell $(BIN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check chaos bench-features bench-serving faults proto lock clean
+.PHONY: help install demo test test-compose check chaos bench-features bench-serving faults proto lock clean
 
 help:
 	@echo "make demo     start every part, seed a shop, learn from three clicks; Ctrl-C stops all (ONCE=1: stop by itself)"
 	@echo "make test     make check, then the whole test suite; it starts its own servers (ARGS='-k name' is passed to pytest)"
+	@echo "make test-compose   docker-compose.yml on an engine of its own: the loop, faults, backup, dashboards (LIVESHELF_SKIP_COMPOSE=1: not)"
 	@echo "make check    format, lint, types, import rules, and that generated code is current"
 	@echo "make chaos    kill -9 of every part under load, then every feature row compared (KILLS=200 SEED=1 EVENTS=50000)"
 	@echo "make bench-features   how fast and how small the features are, each figure beside its bar"
@@ -40,7 +41,10 @@ demo: $(STAMP)
 	@$(BIN)/liveshelf demo $(if $(ONCE),--once)
 
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --ignore=tests/compose $(ARGS)
+
+test-compose: $(STAMP)
+	@tests/compose/run.sh $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

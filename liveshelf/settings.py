@@ -47,6 +47,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model_server_base_path: str = ""
     """Where that server sees the model directory; empty: where we see it. `liveshelf models` tells it which versions to serve from there."""
     model_server_port: int = 18500
+    collector: str = ""
+    """host:port of a collector elsewhere, for what calls one: simulated shoppers, replays, the freshness probe. Empty: our own."""
+    scoring: str = ""
+    """host:port of a scoring service elsewhere, for what calls one; the service itself must not have it."""
 
     # our roles
     collector_port: int = 18080
@@ -145,11 +149,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def collector_url(self) -> str:
-        return f"http://{self.host}:{self.collector_port}"
+        return f"http://{self.collector or f'{self.host}:{self.collector_port}'}"
 
     @property
     def scoring_address(self) -> str:
-        return f"{self.host}:{self.scoring_port}"
+        return self.scoring or f"{self.host}:{self.scoring_port}"
 
     @property
     def trainer_url(self) -> str:

@@ -107,6 +107,27 @@ print(len(out["item"].numpy()[0]))
     assert int(done.stdout) > 0
 
 
+def test_every_op_is_registered_in_plain_tensorflow(exported: Path, tmp_path: Path) -> None:
+    """What the stock TensorFlow Serving binary knows: asked in a clean process, of the graph and of all functions in it."""
+    script = f"""
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.framework import op_def_registry
+saved = saved_model_pb2.SavedModel.FromString(open({str(exported / "saved_model.pb")!r}, "rb").read())
+ops, functions = set(), set()
+for graph in saved.meta_graphs:
+    ops |= {{node.op for node in graph.graph_def.node}}
+    for function in graph.graph_def.library.function:
+        functions.add(function.signature.name)
+        ops |= {{node.op for node in function.node_def}}
+print(len(ops - functions), sorted(op for op in ops - functions if op_def_registry.get(op) is None))
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    count, _, unknown = done.stdout.strip().partition(" ")
+    assert (int(count) > 20, unknown) == (True, "[]")
+
+
 def test_versions_come_and_go_whole(tmp_path: Path) -> None:
     models = tmp_path / "shelf"
     assert directory.versions(models) == []

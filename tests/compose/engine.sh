@@ -1,0 +1,94 @@
+#!/bin/bash
+# A Docker engine of its own for the compose tests, in a network namespace of its own: no port and no firewall rule of this machine is touched.
+#
+#   engine.sh start DIR    starts it, its state under DIR; writes DIR/env, to be sourced
+#   engine.sh stop DIR     ends it, and leaves nothing: no process, mount, namespace or file
+#
+# Where no engine can be had it says why, and exits with 3.
+set -euo pipefail
+
+cannot() {
+  echo "no Docker engine can be had: $*. Set LIVESHELF_SKIP_COMPOSE=1 to go without the compose tests." >&2
+  exit 3
+}
+
+COMPOSE=v2.40.3
+
+start() {
+  local dir=$1
+  mkdir -p "$dir/config/cli-plugins"
+  local namespace=liveshelf-$$
+  [ "$(uname -s)" = Linux ] || cannot "this is no Linux, and no engine answers at DOCKER_HOST"
+  [ "$(id -u)" = 0 ] || cannot "none answers, and only root can start one"
+  local missing=""
+  for tool in dockerd iptables mmdebstrap slirp4netns prometheus amtool prometheus-redis-exporter; do command -v $tool > /dev/null || missing=1; done
+  if [ -n "$missing" ]; then
+    command -v apt-get > /dev/null || cannot "there is no dockerd, and no apt-get to install one"
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+      docker.io iptables mmdebstrap slirp4netns iproute2 prometheus prometheus-alertmanager \
+      prometheus-redis-exporter; } > "$dir/apt.log" 2>&1 ||
+      cannot "apt-get did not install docker.io: $(tail -1 "$dir/apt.log")"
+  fi
+  compose "$dir"
+  ip netns add "$namespace" || cannot "network namespaces are not allowed here"
+  echo "$namespace" > "$dir/namespace"
+  ip netns exec "$namespace" ip link set lo up
+  slirp4netns --configure --mtu=65520 --disable-host-loopback --netns-type=path "/run/netns/$namespace" tap0 > "$dir/slirp.log" 2>&1 &
+  echo $! > "$dir/slirp.pid"
+  nsenter --net="/run/netns/$namespace" dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/dockerd.pid" \
+    -H "unix://$dir/docker.sock" > "$dir/dockerd.log" 2>&1 &
+  export DOCKER_HOST=unix://$dir/docker.sock DOCKER_CONFIG=$dir/config
+  for _ in $(seq 300); do
+    if docker info > /dev/null 2>&1; then
+      printf 'export DOCKER_HOST=%s DOCKER_CONFIG=%s LIVESHELF_NAMESPACE=%s\n' "$DOCKER_HOST" "$DOCKER_CONFIG" "$namespace" > "$dir/env"
+      return
+    fi
+    sleep 0.2
+  done
+  local last
+  last=$(tail -1 "$dir/dockerd.log")
+  stop "$dir"
+  cannot "dockerd does not start: $last"
+}
+
+# Compose has no package in Debian; it is built from its sources, once, and kept (3 minutes).
+compose() {
+  local kept=${LIVESHELF_CACHE_DIR:-$HOME/.cache/liveshelf}/docker-compose-$COMPOSE
+  if [ ! -x "$kept" ]; then
+    command -v go > /dev/null || cannot "there is no docker compose, and no go to build it"
+    local build=$1/go
+    mkdir -p "$build" "$(dirname "$kept")"
+    (
+      cd "$build"
+      printf 'module example.test/tools\n\ngo 1.24.9\n' > go.mod
+      export GOFLAGS=-buildvcs=false CGO_ENABLED=0
+      go get -tool "github.com/docker/compose/v2/cmd@$COMPOSE"
+      go build -trimpath -ldflags "-s -w -X github.com/docker/compose/v2/internal.Version=$COMPOSE" -o "$kept.$$" github.com/docker/compose/v2/cmd
+      mv "$kept.$$" "$kept"
+    ) > "$1/go.log" 2>&1 || cannot "docker compose does not build: $(tail -1 "$1/go.log")"
+  fi
+  ln -sf "$kept" "$1/config/cli-plugins/docker-compose"
+}
+
+end() { # pid file: TERM, then wait, then KILL
+  local pid
+  [ -f "$1" ] || return 0
+  pid=$(cat "$1")
+  kill "$pid" 2> /dev/null || return 0
+  for _ in $(seq 150); do
+    kill -0 "$pid" 2> /dev/null || return 0
+    sleep 0.1
+  done
+  kill -9 "$pid" 2> /dev/null || true
+}
+
+stop() {
+  local dir=$1
+  end "$dir/dockerd.pid"
+  end "$dir/slirp.pid"
+  if [ -f "$dir/namespace" ]; then ip netns del "$(cat "$dir/namespace")" || true; fi
+  grep -oE " $dir[^ ]*" /proc/mounts | sort -r | xargs -r -n1 umount -l 2> /dev/null || true
+  rm -rf "$dir"
+}
+
+"$1" "$2"
