@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from feast import FeatureStore
+from feast import FeatureService, FeatureStore
 from feast.errors import FeastObjectNotFoundException
 from redis.exceptions import RedisError
 
@@ -47,6 +47,7 @@ class FeatureRows:
         online = self._feast._get_provider().online_store
         assert isinstance(online, FencedOnlineStore)
         self._online = online
+        self._services: dict[str, FeatureService] = {}  # Feast builds one anew from its registry at each call: 1 ms
         self.feature_sets: Callable[[], dict[str, FeatureSet]] = self._registry.feature_sets
         self.feature_set: Callable[[str], FeatureSet | None] = self._registry.feature_set
         self.newest: Callable[[], FeatureSet] = self._registry.newest
@@ -132,9 +133,12 @@ class FeatureRows:
     def _write(self, view: View, rows: Iterator[Row]) -> Written:
         return self._online.write_rows(self._config, view, rows)
 
-    def _service(self, spec: ViewSpec) -> Any:
+    def _service(self, spec: ViewSpec) -> FeatureService:
+        if (known := self._services.get(spec.name)) is not None:
+            return known
         try:
-            return self._feast.get_feature_service(spec.name, allow_cache=True)
+            service = self._services[spec.name] = self._feast.get_feature_service(spec.name, allow_cache=True)
+            return service
         except FeastObjectNotFoundException as error:
             self._feast.refresh_registry()
             raise UnavailableError(

@@ -55,7 +55,7 @@ def test_settings_of_each_role_load(name: str) -> None:
 
 def test_defaults_are_those_of_the_settings() -> None:
     """What compose passes on is what a role would have done without it."""
-    differs = {"data_dir", "host", "kafka", "store", "model_server", "collector"}
+    differs = {"data_dir", "host", "kafka", "store", "model_server", "model_server_base_path", "collector"}
     settings, defaults = load_settings(OURS["scoring"]["environment"]), Settings()
     for name in Settings.__struct_fields__:
         assert name in differs or getattr(settings, name) == getattr(defaults, name), name
