@@ -40,7 +40,6 @@ demo: $(STAMP)
 
 test: check
 	$(BIN)/python -m pytest --ignore=tests/compose $(ARGS)
-	$(if $(ARGS),,@tests/compose/run.sh)
 
 test-compose: $(STAMP)
 	@tests/compose/run.sh $(ARGS)
