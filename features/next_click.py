@@ -39,7 +39,9 @@ class Asker:
             found = self.index.query(visit, at[-1] if at else self.time)
             by_neighbours = found.rows[np.argsort(-found.scores[:, 0], kind="stable")[:NEIGHBOURS]]
             by_pairs = found.rows[np.argsort(-found.scores[:, 2], kind="stable")[:PAIRS]]
-            chosen = dict.fromkeys([*latest[:RECENT], *by_neighbours.tolist(), *retrieved[k][:RETRIEVED].tolist(), *by_pairs.tolist()])
+            chosen = dict.fromkeys(
+                [*latest[:RECENT], *by_neighbours.tolist(), *retrieved[k][:RETRIEVED].tolist(), *by_pairs.tolist()]
+            )
             rows = np.array([row for row in chosen if row][:CANDIDATES], np.int32)
             candidates[k, : len(rows)] = rows
             if len(found.rows) and len(rows):

@@ -124,7 +124,9 @@ class SessionIndex:
         n = len(self)
         rows = self._items[:n]
         age = np.maximum(time - self._time[:n], 0.0)
-        counted = [np.bincount(rows.ravel(), np.repeat(0.5 ** (age / half), LENGTH) * (rows.ravel() > 0), items) for half in half_lives]
+        counted = [
+            np.bincount(rows.ravel(), np.repeat(0.5 ** (age / half), LENGTH) * (rows.ravel() > 0), items) for half in half_lives
+        ]
         return np.stack(counted, axis=1)
 
     def query(self, visit: Sequence[int], time: float) -> Found:
