@@ -10,7 +10,7 @@ TFS_PROTO := serving/tfserving.proto
 GOOGLEAPIS = $(shell $(BIN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check chaos bench-features proto lock clean
+.PHONY: help install demo test check chaos bench-features bench-sessions proto lock clean
 
 help:
 	@echo "make demo     start every part, seed a shop, learn from three clicks; Ctrl-C stops all (ONCE=1: stop by itself)"
@@ -18,6 +18,7 @@ help:
 	@echo "make check    format, lint, types, import rules, and that generated code is current"
 	@echo "make chaos    kill -9 of every part under load, then every feature row compared (KILLS=200 SEED=1 EVENTS=50000)"
 	@echo "make bench-features   how fast and how small the features are, each figure beside its bar"
+	@echo "make bench-sessions   how long a question to the session index takes, over 500,000 sessions"
 	@echo "make proto    generate the Python code of $(PROTO)"
 	@echo "make lock     choose and lock the versions of all dependencies again"
 	@echo "make clean    remove $(VENV), caches and build output (not .liveshelf, which holds data)"
@@ -56,6 +57,9 @@ chaos: $(STAMP)
 
 bench-features: $(STAMP)
 	@$(BIN)/python -m tests.bench.features
+
+bench-sessions: $(STAMP)
+	@$(BIN)/python -m tests.bench.sessions
 
 proto: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I. -I$(GOOGLEAPIS) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
