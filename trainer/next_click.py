@@ -19,7 +19,7 @@ from trainer.model import COSINE_SCALE, NEVER, unit
 DIM = 100
 DROPOUT = 0.45
 RATE = 2e-3
-BATCH = 64  # small batches regularise: measured on Yoochoose's last training day
+BATCH = 64  # of the data of a week: larger ones leave too few updates for the epochs there are
 SAMPLED = 4_096
 SAMPLED_FROM = 10_000  # items; below, the softmax is over all of them
 SAMPLED_POWER = 0.75

@@ -29,7 +29,9 @@ AT = 20  # places of the list that is judged
 ENCODER_EPOCHS, RANKER_EPOCHS = 12, 6
 RANKED_MAX = 20_000  # lists that the ranker learns from, drawn from the tail; 0.5 GB of inputs
 REQUEST = 64  # cases a request to the model
-RECENCY_SHARE = 0.36  # of a log without times, in sessions: as 2.5 days of Yoochoose's seven
+RECENCY_SHARE = 0.36
+"""Of a log without times, in sessions: as 2.5 days of Yoochoose's seven. Neighbours alone on the tail of Diginetica's training data (1,500
+cases, HR/MRR@20): .1 .511/.193, .36 .549/.204, 1 .547/.204, 3 .549/.202."""
 RULE_DISTANCE = 10  # clicks that a sequential rule reaches
 SEED = 1
 BASELINES = ("popular", "sr", "vsknn", "stan", "gru")
