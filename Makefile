@@ -10,7 +10,7 @@ TFS_PROTO := serving/tfserving.proto
 GOOGLEAPIS = $(shell $(BIN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-compose check chaos bench-features bench-serving faults proto lock clean
+.PHONY: help install demo test test-compose check chaos bench-features bench-serving bench-sessions faults proto lock clean
 
 help:
 	@echo "make demo     start every part, seed a shop, learn from three clicks; Ctrl-C stops all (ONCE=1: stop by itself)"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench-features   how fast and how small the features are, each figure beside its bar"
 	@echo "make faults   break each part of scoring under load, and print the table: requests, failed, degraded, p99"
 	@echo "make bench-serving    how fast scoring is, alone, under load, overloaded and while versions swap; one JSON object last"
+	@echo "make bench-sessions   how long a question to the session index takes, over 500,000 sessions"
 	@echo "make proto    generate the Python code of $(PROTO)"
 	@echo "make lock     choose and lock the versions of all dependencies again"
 	@echo "make clean    remove $(VENV), caches and build output (not .liveshelf, which holds data)"
@@ -69,6 +70,9 @@ bench-serving: $(STAMP)
 # Every part is broken under load; prints the table of what shoppers saw.
 faults: $(STAMP)
 	@$(BIN)/python -m pytest -q -s tests/integration/test_faults.py
+
+bench-sessions: $(STAMP)
+	@$(BIN)/python -m tests.bench.sessions
 
 proto: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I. -I$(GOOGLEAPIS) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)

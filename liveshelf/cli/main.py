@@ -27,6 +27,7 @@ VERBS = {
     "features": "Declare, check, show, rebuild and verify features.",
     "train": "Take a training step now.",
     "models": "List model versions; promote one, to some shoppers or all; roll back.",
+    "evaluate": "Tell the next clicks of a recorded log, beside simpler recommenders.",
     "model-server": "Serve any SavedModel over TensorFlow Serving's API.",
     "simulate": "Let simulated shoppers visit the shop.",
     "demo": "Run the whole loop once, from an empty shop to a model that has learned.",

@@ -1,0 +1,202 @@
+"""An index of recent sessions, and what followed in those that resemble a shopper's: session kNN, pure NumPy.
+
+Items are rows ≥ 1; 0 stands for none. Times are in any one unit (seconds, or places in a log that has no times).
+"""
+
+import math
+from array import array
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+LENGTH = 20  # latest items that are kept of a session: 99% of real ones are shorter
+SCORES = ("neighbours", "fresh_neighbours", "pairs", "next", "together")
+
+Rows = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Chosen on the last day of Yoochoose-100k's training data."""
+
+    recency: float = 2.5 * 86_400
+    """A session's weight falls by e in that time."""
+    query: int = 10
+    """The shopper's latest items that are looked up."""
+    position: float = 2.5
+    """An item's weight falls by e in so many places back in the shopper's visit."""
+    sessions_max: int = 1_500
+    """Of one item, the latest."""
+    neighbours: int = 500
+    distance: float = 3.0
+    """A neighbour's item counts by its distance from the latest item in common, falling by e in so many places."""
+    back: float = 0.6
+    """What stands before that item, or is it, against what follows."""
+    length: float = 0.25
+    """Long sessions have something in common with everybody: similarity is divided by length to this power."""
+
+
+class Found(NamedTuple):
+    rows: Rows
+    """[n] distinct, ascending."""
+    scores: Floats
+    """[n, 5] as SCORES: by neighbours; by fresh ones (recency cubed); directed pairs with the latest item, by distance; what came right after
+    it; and neighbours without regard to place."""
+
+
+NONE = Found(np.zeros(0, np.int32), np.zeros((0, len(SCORES))))
+
+
+class SessionIndex:
+    """The `capacity` sessions that began last. Fed click by click; the result depends on the order of clicks within sessions and on the order
+    in which sessions began, not on how they interleave. Not for several threads."""
+
+    def __init__(self, capacity: int, weights: Weights | None = None) -> None:
+        self.weights = weights or Weights()
+        self.capacity = capacity
+        self.began = 0
+        self._items = np.zeros((capacity, LENGTH), np.int32)
+        self._length = np.zeros(capacity, np.int32)
+        self._time = np.zeros(capacity)
+        self._keys: list[Hashable] = [None] * capacity
+        self._number: dict[Hashable, int] = {}
+        # Item → numbers of the sessions that hold it, ascending; a session stands at its number modulo the capacity.
+        self._sessions: dict[int, array[int]] = defaultdict(lambda: array("q"))
+        self._weight = np.zeros(capacity)  # scratch, zero between queries
+        self._place = np.zeros(1024, np.int64)  # scratch, by item
+
+    def __len__(self) -> int:
+        return min(self.began, self.capacity)
+
+    def see(self, session: Hashable, item: int, time: float) -> None:
+        """One click. A session that was displaced by newer ones begins anew."""
+        number = self._number.get(session)
+        if number is None:
+            number = self._begin(session)
+        at = number % self.capacity
+        row, n = self._items[at], int(self._length[at])
+        if n == LENGTH:
+            gone = int(row[0])
+            row[:-1] = row[1:]
+            row[-1] = item
+            if gone not in row:
+                self._sessions[gone].remove(number)
+        else:
+            row[n] = item
+            self._length[at] = n + 1
+        holding = self._sessions[item]
+        if not holding or (holding[-1] != number and (holding[-1] < number or not _holds(holding, number))):
+            insort(holding, number)
+        self._time[at] = max(float(self._time[at]), time)
+        if item >= len(self._place):
+            self._place = np.zeros(2 * item, np.int64)
+
+    def extend(self, sessions: Iterable[tuple[Hashable, Sequence[int], float]]) -> None:
+        """Whole sessions, by their beginning: key, items, time of the last click."""
+        for key, items, time in sessions:
+            for item in items[-LENGTH:]:
+                self.see(key, item, time)
+
+    def _begin(self, session: Hashable) -> int:
+        number, self.began = self.began, self.began + 1
+        at = number % self.capacity
+        if number >= self.capacity:
+            for item in set(self._items[at].tolist()) - {0}:
+                assert self._sessions[item][0] == number - self.capacity, (item, number)
+                del self._sessions[item][0]
+            del self._number[self._keys[at]]
+            self._items[at], self._length[at], self._time[at] = 0, 0, 0.0
+        self._number[session], self._keys[at] = number, session
+        return number
+
+    def sessions_of(self, rows: Sequence[int] | Rows) -> Floats:
+        """[len(rows)] how many sessions hold each."""
+        return np.array([len(self._sessions[int(row)]) if int(row) in self._sessions else 0 for row in rows], dtype=np.float64)
+
+    def popularity(self, items: int, time: float, half_lives: Sequence[float]) -> Floats:
+        """[items, len(half_lives)] clicks, each halving in every half-life since its session's last; a look at everything, not for requests."""
+        n = len(self)
+        rows = self._items[:n]
+        age = np.maximum(time - self._time[:n], 0.0)
+        counted = [
+            np.bincount(rows.ravel(), np.repeat(0.5 ** (age / half), LENGTH) * (rows.ravel() > 0), items) for half in half_lives
+        ]
+        return np.stack(counted, axis=1)
+
+    def query(self, visit: Sequence[int], time: float) -> Found:
+        """What shoppers went on to whose sessions have items of `visit` (oldest first) in common with it."""
+        w, latest = self.weights, visit[-self.weights.query :][::-1]
+        places: dict[int, int] = {}
+        for place, item in enumerate(latest):
+            places.setdefault(item, place)
+        near, match = self._near(places)
+        if not len(near):
+            return NONE
+        recency = np.exp(-np.maximum(time - self._time[near], 0.0) / w.recency)
+        match = match / self._length[near] ** w.length * recency
+        if len(near) > w.neighbours:
+            top = np.argpartition(-match, w.neighbours)[: w.neighbours]
+            near, match, recency = near[top], match[top], recency[top]
+        return self._followed(near, match, recency, places, latest[0])
+
+    def _near(self, places: dict[int, int]) -> tuple[npt.NDArray[np.int64], Floats]:
+        """Places of the sessions that share an item, and the weight of what they share."""
+        parts = []
+        for item, place in places.items():
+            holding = self._sessions.get(item)
+            if not holding:
+                continue
+            # A copy: an array that is being looked at cannot grow.
+            at = np.array(holding[-self.weights.sessions_max :], dtype=np.int64) % self.capacity
+            parts.append(at[self._weight[at] == 0.0])
+            # An item that every session holds still tells them from none.
+            self._weight[at] += math.exp(-place / self.weights.position) * math.log(1.0 + (len(self) + 1) / (len(holding) + 1))
+        if not parts:
+            return np.zeros(0, np.int64), np.zeros(0)
+        near = np.concatenate(parts)
+        match = self._weight[near]
+        self._weight[near] = 0.0
+        return near, match
+
+    def _followed(self, near: npt.NDArray[np.int64], match: Floats, recency: Floats, places: dict[int, int], latest: int) -> Found:
+        w, rows = self.weights, self._items[near]
+        of, at = np.nonzero(rows)
+        items = rows[of, at]
+        found, where = self._numbered(items)
+        wanted = np.zeros(len(found))
+        for item, place in places.items():
+            spot = int(np.searchsorted(found, item))
+            if spot < len(found) and found[spot] == item:
+                wanted[spot] = math.exp(-place / w.position)
+        shared = np.zeros(rows.shape)
+        shared[of, at] = wanted[where]
+        pivot = LENGTH - 1 - np.argmax(shared[:, ::-1], axis=1)
+        distance = at - pivot[of]
+        near_pivot = np.exp(-np.abs(distance) / w.distance) * np.where(distance > 0, 1.0, w.back)
+        hit = rows == latest
+        has = hit.any(axis=1)
+        gap = at - (LENGTH - 1 - np.argmax(hit[:, ::-1], axis=1))[of]
+        pair = np.where(gap > 0, 1.0, w.back) / np.maximum(np.abs(gap), 1) * ((gap != 0) & has[of]) * recency[of]
+        after = np.zeros(len(of))
+        after[1:] = (items[:-1] == latest) & (of[1:] == of[:-1])
+        of_session, fresh = match[of], (match * recency**2)[of]
+        values = (of_session * near_pivot, fresh * near_pivot, pair, after * recency[of], of_session)
+        return Found(found, np.stack([np.bincount(where, value, len(found)) for value in values], axis=1))
+
+    def _numbered(self, items: Rows) -> tuple[Rows, npt.NDArray[np.int64]]:
+        """Distinct items, ascending, and each one's place among them; without sorting them all."""
+        self._place[items] = np.arange(len(items))
+        distinct = np.sort(items[self._place[items] == np.arange(len(items))])
+        self._place[distinct] = np.arange(len(distinct))
+        return distinct, self._place[items]
+
+
+def _holds(holding: "array[int]", number: int) -> bool:
+    at = bisect_left(holding, number)
+    return at < len(holding) and holding[at] == number
