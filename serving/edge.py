@@ -62,9 +62,10 @@ class Method:
         try:
             self._authorise(authorization)
             with self.admission.slot():
-                if left_s is not None and left_s <= 0:
-                    raise status.late()
-                message = await self.call(self._decoded(decode), left_s)
+                async with self.admission.turn():
+                    if left_s is not None and (left_s := left_s - (time.perf_counter() - started)) <= 0:
+                        raise status.late()
+                    message = await self.call(self._decoded(decode), left_s)
                 code = "OK"
                 return message
         except ApiError as error:

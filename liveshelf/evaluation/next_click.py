@@ -228,8 +228,7 @@ def _rules(sessions: Sequence[Sequence[int]]) -> dict[int, list[int]]:
     for rows in sessions:
         for at, row in enumerate(rows):
             for gap, after in enumerate(rows[at + 1 : at + 1 + RULE_DISTANCE], start=1):
-                if after != row:
-                    weights[row][after] += 1 / gap
+                weights[row][after] += 1 / gap
     return {row: sorted(after, key=lambda item: (-after[item], item))[:AT] for row, after in weights.items()}
 
 
