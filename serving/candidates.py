@@ -106,7 +106,7 @@ class Visit:
         records = self.items.records
         code = records.code["item_category"]
         rows = [at for item in self.shopper.recent_items[:n] if (at := records.find(item)) >= 0]
-        found = dict.fromkeys(int(code[at]) for at in rows if records.values["item_category"][code[at]] and code[at] >= 0)
+        found = dict.fromkeys(int(code[at]) for at in rows if code[at] >= 0 and records.values["item_category"][code[at]])
         for of_feature, affinity in zip(self.shopper.affinities, self.items.features.affinities, strict=False):
             if affinity.field == "item_category":
                 codes = records.codes["item_category"]

@@ -155,6 +155,17 @@ def test_stale_items_are_said() -> None:
     assert (shelf.degraded, items_of(shelf)[0]) == ("items_stale", "i19")
 
 
+def test_a_shop_without_a_catalog_has_shelves_too() -> None:
+    """A replayed click log knows items only by what was done with them."""
+    items = ItemTable(FEATURES)
+    for n in range(5):
+        items.apply(item_row(f"i{n}", 10.0 - n, n, {"i4": 50.0} if n == 1 else None))
+    shop = Shop(items, shopper_row("i1"), Model(lambda names: [float(name == "i4") for name in names]))
+    shelf = run(shop.shelf(count=3))
+    assert shelf.degraded == ""
+    assert items_of(shelf)[0] == "i4"
+
+
 @pytest.mark.parametrize(
     ("filters", "expected"),
     [
