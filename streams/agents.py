@@ -110,16 +110,26 @@ class FeatureWriter:
         """Bring the store to where these partitions were committed or `applied`, whether or not new events come.
 
         Raises:
-            UnavailableError: store or broker does not answer.
+            UnavailableError: store or broker does not answer, or the store holds more than the log.
         """
         committed = await asyncio.to_thread(self._log.committed, GROUP, partitions)
         try:
             for folder in self._folders:
                 for partition in sorted(partitions):
+                    await asyncio.to_thread(self._refuse_another_log, folder, partition)
                     await self._catch_up(folder, partition, max(committed[partition], applied.get(partition, -1) + 1))
         except BaseException:
             self.forget()
             raise
+
+    def _refuse_another_log(self, folder: FeatureFolder, partition: int) -> None:
+        """New events would take offsets that the store takes for folded, and nobody would miss them."""
+        held, (_, end) = folder.held(partition), self._log.ends(partition)
+        if held >= end:
+            raise UnavailableError(
+                f"the store holds {CLICKSTREAM}/{partition} up to offset {held}, but that log ends at {end}: is it another Kafka, or was "
+                "the topic made anew? Give the store that belongs to this log, or an empty one: its rows are folded again from the log"
+            )
 
     async def _catch_up(self, folder: FeatureFolder, partition: int, first: int) -> None:
         """Fold what stands in the log between what the store holds and `first`."""

@@ -122,9 +122,10 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
         yield settings
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """host:port of a real, empty Valkey: what `Settings.store` takes."""
+    """host:port of a real, empty Valkey: what `Settings.store` takes. One a module: the store remembers how far a log is folded, and
+    another module's broker has another log."""
     home = tmp_path_factory.mktemp("store")
     settings = local_settings(home)
     log = home / "valkey.log"

@@ -1,5 +1,6 @@
 """The Faust workers on a real broker and a real store: log in, rows and examples out, through a kill -9."""
 
+import asyncio
 import os
 import random
 import signal
@@ -20,7 +21,11 @@ from features.feature_set import FeatureSet
 from features.fold import Fold
 from features.rows import FeaturesAsServed, ItemRow, ShopperRow
 from features.store import FeatureRows
+from liveshelf.errors import UnavailableError
 from liveshelf.settings import Settings
+from streams.agents import FeatureWriter
+from streams.partition_log import PartitionLog
+from streams.producer import EventProducer
 from streams.records import Example, Impression, Rejected, decode, encode
 from streams.topics import (
     CLICKSTREAM,
@@ -180,3 +185,20 @@ def test_a_click_on_a_shelf_becomes_one_labelled_example(settings: Settings, pro
     mine = [decode(Example, m[3]) for m in read_all(settings, TRAINING_EXAMPLES) if m[2] == b"join-s"]
     assert [(e.request_id, e.clicked, e.carted, e.purchased) for e in mine] == [("join-r", [0, 1, 0], [0, 0, 0], [0, 0, 0])]
     assert mine[0].features == features
+
+
+def test_a_store_that_belongs_to_another_log_is_refused(settings: Settings) -> None:
+    """Its offsets would make every new event look folded."""
+    rows, partition = FeatureRows(settings, 5.0), 1
+    rows.register_first()
+    end, held = PartitionLog(settings).ends(partition)[1], rows.folded(FEATURES.version)[partition]
+    rows.advance(FEATURES.version, {partition: (held, end)})
+
+    async def assigned() -> None:
+        async with EventProducer(settings, 10) as producer:
+            writer = FeatureWriter(settings, rows, producer)
+            writer.look_for_versions()
+            await writer.catch_up({partition}, {})
+
+    with pytest.raises(UnavailableError, match=f"up to offset {end}, but that log ends at {end}: is it another Kafka"):
+        asyncio.run(assigned())
