@@ -49,7 +49,7 @@ class Shop:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     home = tmp_path_factory.mktemp("faults")
-    settings = local_settings(home, recommend_deadline_ms=DEADLINE_MS)
+    settings = local_settings(home, recommend_deadline_ms=DEADLINE_MS, store_timeout_ms=DEADLINE_MS)
     now_ms = int(time.time() * 1000)
     with ExitStack() as stack:
         kafka = stack.enter_context(running(kafka_command(settings), home / "kafka.log"))
