@@ -17,8 +17,8 @@ from features.feature_set import FeatureSet, Leaning
 from features.rows import ItemRow, ShopperRow
 
 HOUR_MS = 3_600_000
-SEEN_HOURS = 25  # a browser re-sends for a day; the hour more covers the one that an id's time is rounded down to
-SEEN_MAX = 1_024  # ids kept of one shopper, at 8 bytes: more events within a day than a person makes; a bot's oldest are let go
+SEEN_HOURS = 49  # an event may come a day late, and be sent again for a day; the hour more covers rounding down to hours
+SEEN_MAX = 2_048  # ids kept of one shopper, at 8 bytes: two hours of the most that is counted of anybody; a bot's oldest are let go
 SEEN_MIN = 32  # ids kept however old: a browser that was offline sends old events, then new ones, then the old ones again
 LINKS_MAX = 8  # sign-ins kept of one browser: what comes late belongs to one of the latest
 MERGED_MAX = 32  # handovers kept of one person by source partition; older ones count as folded, since they come in order
@@ -361,7 +361,7 @@ class Fold:
 
 
 def event_key(event_id: str) -> int:
-    """64 bits of an event id: two of a shopper's 1,024 ids agree by chance once in 10^13 shoppers."""
+    """64 bits of an event id: two of a shopper's 2,048 ids agree by chance once in 9 * 10^12 shoppers."""
     return mmh3.hash64(event_id, signed=False)[0]
 
 
