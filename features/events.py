@@ -51,7 +51,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One validated event as it stands in `clickstream`. Ids of people are pseudonyms already."""
 
-    v: int = 1
+    v: Literal[1] = 1
     event_id: str
     event_name: EventName
     shopper: str

@@ -1,6 +1,6 @@
 """What stands in the topics besides events: impressions, examples, rejects and releases. JSON values, msgspec structs, versioned."""
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -24,7 +24,7 @@ __all__ = [
 class Impression(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One shelf that was answered: topic `impressions`, key shopper. Lists are in shelf order and of equal length."""
 
-    v: int = 1
+    v: Literal[1] = 1
     request_id: str
     shopper: str
     session: str = ""
@@ -45,7 +45,7 @@ class Impression(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """An impression joined with what the shopper did next: topic `training-examples`, key shopper. Labels are 0 or 1 by position."""
 
-    v: int = 1
+    v: Literal[1] = 1
     request_id: str
     shopper: str
     time_ms: int
@@ -62,7 +62,7 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class Rejected(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What did not validate or could not be applied: topic `clickstream-rejected`."""
 
-    v: int = 1
+    v: Literal[1] = 1
     reason: str
     """A few words of fixed spelling, fit for counting: `invalid_json`, `missing_field`, `unknown_event_name`, …"""
     detail: str = ""
@@ -76,7 +76,7 @@ class Rejected(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class Release(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What became of one model version: topic `model-releases`, key model."""
 
-    v: int = 1
+    v: Literal[1] = 1
     model: str
     version: int
     parent: int = 0

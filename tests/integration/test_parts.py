@@ -3,9 +3,12 @@
 import time
 from pathlib import Path
 
+import msgspec
+import pytest
 import redis
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
+from liveshelf.errors import ConflictError
 from liveshelf.local.kafka import kafka_command
 from liveshelf.local.valkey import valkey_command
 from liveshelf.settings import Settings
@@ -16,6 +19,13 @@ from tests.conftest import local_settings, running, wait_for_port
 def test_the_session_broker_has_every_topic(kafka: Settings) -> None:
     """A second call finds all topics as the settings want them and creates none."""
     assert ensure_topics(kafka) == {topic.name: topic.partitions for topic in topics(kafka)}
+
+
+def test_another_partition_count_is_refused_since_shoppers_would_move(kafka: Settings) -> None:
+    with pytest.raises(
+        ConflictError, match=f"has {kafka.partitions} partitions, the settings want {kafka.partitions + 1}. Shoppers would move"
+    ):
+        ensure_topics(msgspec.structs.replace(kafka, partitions=kafka.partitions + 1))
 
 
 def test_the_session_store_answers(store: str) -> None:
