@@ -10,8 +10,9 @@ REPOSITORY = Path(__file__).parents[2]
 CHECK = """
 import importlib.util, sys
 from liveshelf.client import AsyncClient, Client
-import liveshelf.cli.main, features.rows, streams, serving, trainer
+import liveshelf.cli.main, features, streams, serving, trainer
 from liveshelf.v1 import recommendation_pb2
+assert importlib.util.find_spec("features.rows")
 heavy = [m for m in ("tensorflow", "feast", "faust", "keras", "pandas", "confluent_kafka") if importlib.util.find_spec(m)]
 assert not heavy, heavy
 assert "site-packages" in liveshelf.cli.main.__file__
