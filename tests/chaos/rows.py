@@ -61,9 +61,10 @@ def undisturbed(log: Log, features: FeatureSet) -> Folded:
         said, weights = fold.shopper(row, event, partition, offset), fold.item_weights(event)
         if event.handover is not None:
             handed_over.setdefault(event.handover.id, event.handover.states[features.version])
-        elif said.outcome == FOLDED and event.event_id in seen:
-            doubled.append(event.event_id)
-        seen.add(event.event_id)
+        elif said.outcome == FOLDED:  # one beyond a bot's bound was not taken: its re-send in another hour is the first
+            if event.event_id in seen:
+                doubled.append(event.event_id)
+            seen.add(event.event_id)
         if said.state is not None:
             owed[f"{partition}@{offset}"] = msgspec.structs.replace(said.state)
         for touch in said.touches:
