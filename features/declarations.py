@@ -17,7 +17,7 @@ from features.events import EVENT_NAMES, EventName
 from features.located import line_of, parse_yaml
 from liveshelf.errors import SettingsError
 
-FOLD_FORMAT = 1
+FOLD_FORMAT = 2
 """Raised when the arithmetic of a kind changes, so that rows folded by other arithmetic are another feature version."""
 
 Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,39}$")]

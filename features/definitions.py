@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource
-from feast.types import Array, Bool, Bytes, Float64, Int64, String
+from feast.types import Array, Bool, Bytes, Float32, Float64, Int64, String
 from feast.value_type import ValueType
 
 from features.feature_set import FeatureSet, ViewSpec, to_text
@@ -45,6 +45,7 @@ _TYPES = {
     "bytes": Bytes,
     "int64_list": Array(Int64),
     "double_list": Array(Float64),
+    "float_list": Array(Float32),
     "string_list": Array(String),
 }
 _ENTITIES = {

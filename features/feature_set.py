@@ -12,6 +12,9 @@ from features.decay import HalfLives
 from features.events import EVENT_INDEX, EVENT_NAMES
 from features.rows import ItemRow, ShopperRow
 
+ID_BYTES = 6
+"""Of an event's hashed id: see `fold.event_key`."""
+
 
 class Slot(NamedTuple):
     """One decayed count: a place in a row's `numbers`."""
@@ -33,11 +36,13 @@ class Leaning(NamedTuple):
 
 
 class ViewSpec(NamedTuple):
-    """A Feast view: `fields` are (name, type, meaning); types are int64, double, string, bool, bytes and their `_list`s."""
+    """A Feast view: `fields` are (name, kind, meaning), see `values.View` for the kinds."""
 
     name: str
     keys: tuple[tuple[str, type], ...]
     fields: tuple[tuple[str, str, str], ...]
+    deflated: bool = False
+    """Whether memory counts more than the 20 µs that deflating a row takes: there are many more shoppers than items."""
 
 
 class FeatureSet:
@@ -157,17 +162,17 @@ class FeatureSet:
             (f"{name}_items", "string_list", meaning[name]),
             (f"{name}_events", "int64_list", "their events, as index in EVENT_NAMES"),
             (f"{name}_times_ms", "int64_list", "their event times"),
-            *((n, "double_list", meaning[n]) for n in self.shopper_slots),
+            *((n, "float_list", meaning[n]) for n in self.shopper_slots),
             *((n, "int64_list", meaning[n]) for n in self.mark_at),
         ]
         for affinity in self.affinities:
             fields.append((f"{affinity.name}_keys", "string_list", affinity.meaning))
-            fields.append((f"{affinity.name}_values", "double_list", "their decayed weights"))
+            fields.append((f"{affinity.name}_values", "float_list", "their decayed weights"))
         fields.append(("seen", "bytes", "event ids of the last day, hashed"))
         fields.append(("hour", "int64_list", "latest hour with events, and their number"))
         fields.append(("links", "string_list", "sign-ins of this browser"))
         fields.append(("merged", "string_list", "handovers folded"))
-        return ViewSpec(f"shopper_features_{self.version}", (("shopper", str),), tuple(fields))
+        return ViewSpec(f"shopper_features_{self.version}", (("shopper", str),), tuple(fields), deflated=True)
 
     def shopper_values(self, row: ShopperRow) -> list[Any]:
         """`row` as values of `shopper_view.fields`."""
@@ -289,7 +294,7 @@ def to_text(features: FeatureSet) -> str:
 
 
 def pack_seen(seen: dict[int, int]) -> bytes:
-    """Ids by hour, in their order: runs of (hour as uint32, count as uint16, count ids of 8 bytes)."""
+    """Ids by hour, in their order: runs of (hour as uint32, count as uint16, count ids of ID_BYTES)."""
     out = bytearray()
     ids = list(seen.items())
     at = 0
@@ -299,7 +304,7 @@ def pack_seen(seen: dict[int, int]) -> bytes:
             end += 1
         out += hour.to_bytes(4, "little") + (end - at).to_bytes(2, "little")
         for key, _ in ids[at:end]:
-            out += key.to_bytes(8, "little")
+            out += key.to_bytes(ID_BYTES, "little")
         at = end
     return bytes(out)
 
@@ -311,9 +316,10 @@ def unpack_seen(packed: bytes) -> dict[int, int]:
         hour = int.from_bytes(packed[at : at + 4], "little")
         count = int.from_bytes(packed[at + 4 : at + 6], "little")
         at += 6
-        for start in range(at, at + 8 * count, 8):
-            seen[int.from_bytes(packed[start : start + 8], "little")] = hour
-        at += 8 * count
+        end = at + ID_BYTES * count
+        for start in range(at, end, ID_BYTES):
+            seen[int.from_bytes(packed[start : start + ID_BYTES], "little")] = hour
+        at = end
     return seen
 
 

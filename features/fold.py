@@ -6,6 +6,7 @@ a clock, and a row depends on nothing but the records of its clickstream partiti
 
 from collections.abc import Sequence
 from math import frexp
+from struct import Struct
 from typing import NamedTuple
 
 import mmh3
@@ -13,12 +14,12 @@ import msgspec
 
 from features.declarations import milliseconds
 from features.events import EVENT_NAMES, Event, EventItem, Handover
-from features.feature_set import FeatureSet, Leaning
+from features.feature_set import ID_BYTES, FeatureSet, Leaning
 from features.rows import ItemRow, ShopperRow
 
 HOUR_MS = 3_600_000
 SEEN_HOURS = 49  # an event may come a day late, and be sent again for a day; the hour more covers rounding down to hours
-SEEN_MAX = 2_048  # ids kept of one shopper, at 8 bytes: two hours of the most that is counted of anybody; a bot's oldest are let go
+SEEN_MAX = 2_048  # ids kept of one shopper, at 6 bytes: two hours of the most that is counted of anybody; a bot's oldest are let go
 SEEN_MIN = 32  # ids kept however old: a browser that was offline sends old events, then new ones, then the old ones again
 LINKS_MAX = 8  # sign-ins kept of one browser: what comes late belongs to one of the latest
 MERGED_MAX = 32  # handovers kept of one person by source partition; older ones count as folded, since they come in order
@@ -73,6 +74,7 @@ class _Plan(NamedTuple):
 
 _REDELIVERED, _DUPLICATE, _BOUNDED, _FOLDED = Said(REDELIVERED), Said(DUPLICATE), Said(BOUNDED), Said(FOLDED)
 _NO_NEIGHBOURS: dict[str, float] = {}
+_SINGLE = Struct("<f")
 
 
 class Fold:
@@ -174,7 +176,7 @@ class Fold:
         weights = self._advance(row, time_ms)
         numbers, marks = row.numbers, row.marks
         for at, half_life in plan.counts:
-            numbers[at] += weights[half_life]
+            numbers[at] = single(numbers[at] + weights[half_life])
         for at in plan.marks:
             if time_ms > marks[at]:
                 marks[at] = time_ms
@@ -200,7 +202,7 @@ class Fold:
             for at, field, weight, half_life, top in leanings:
                 if value := field_value(item, field):
                     affinity = affinities[at]
-                    affinity[value] = affinity.get(value, 0.0) + weight * weights[half_life]
+                    affinity[value] = single(affinity.get(value, 0.0) + weight * weights[half_life])
                     if len(affinity) > top:
                         _keep_heaviest(affinity, top)
 
@@ -260,9 +262,9 @@ class Fold:
         return weights
 
     def _rescale(self, row: ShopperRow, factors: list[float]) -> None:
-        row.numbers = [value * factors[h] for value, h in zip(row.numbers, self._number_half_lives, strict=True)]
+        row.numbers = [single(value * factors[h]) for value, h in zip(row.numbers, self._number_half_lives, strict=True)]
         row.affinities = [
-            {key: value * factors[h] for key, value in weights.items()}
+            {key: single(value * factors[h]) for key, value in weights.items()}
             for weights, h in zip(row.affinities, self._affinity_half_lives, strict=True)
         ]
 
@@ -337,10 +339,10 @@ class Fold:
         for side in (row, state):
             self._rescale(side, half_lives.moved(side.time_ms, latest) if side.time_ms else [1.0] * len(half_lives.ms))
         row.time_ms = latest
-        row.numbers = [a + b for a, b in zip(row.numbers, state.numbers, strict=True)]
+        row.numbers = [single(a + b) for a, b in zip(row.numbers, state.numbers, strict=True)]
         for affinity, mine, theirs in zip(self.features.affinities, row.affinities, state.affinities, strict=True):
             for key, weight in theirs.items():
-                mine[key] = mine.get(key, 0.0) + weight
+                mine[key] = single(mine.get(key, 0.0) + weight)
             _keep_heaviest(mine, affinity.top)
         self._merge_marks(row.marks, state.marks)
         for step in reversed(list(zip(state.recent_items, state.recent_events, state.recent_times_ms, strict=True))):
@@ -361,8 +363,14 @@ class Fold:
 
 
 def event_key(event_id: str) -> int:
-    """64 bits of an event id: two of a shopper's 2,048 ids agree by chance once in 9 * 10^12 shoppers."""
-    return mmh3.hash64(event_id, signed=False)[0]
+    """48 bits of an event id: that a new one equals one of a shopper's 2,048 by chance happens once in 10^11 events."""
+    return mmh3.hash64(event_id, signed=False)[0] & (1 << 8 * ID_BYTES) - 1
+
+
+def single(value: float) -> float:
+    """`value` in single precision, as rows of shoppers keep their sums: rounded at each addition, so that a row is the same to the last
+    bit whether it stayed in memory or went through the store between two events."""
+    return _SINGLE.unpack(_SINGLE.pack(value))[0]  # type: ignore[no-any-return]
 
 
 def field_value(item: EventItem, field: str) -> str:

@@ -27,6 +27,7 @@ _TYPES = {
     "bytes": pa.binary(),
     "int64_list": pa.list_(pa.int64()),
     "double_list": pa.list_(pa.float64()),
+    "float_list": pa.list_(pa.float32()),
     "string_list": pa.list_(pa.string()),
 }
 

@@ -1,24 +1,33 @@
-"""Feast's Redis online store with writes that are fenced by the log's offsets, many rows a command, and batch reads of raw values.
+"""Feast's Redis online store with rows packed into one value (see `features.packed`), writes that are fenced by the log's offsets, many rows
+a command, and batch reads.
 
-Keys and hashes are laid out as Feast's own Redis store lays them out, so that store reads what is written here. Beside Feast's fields a
-view's hash holds one more, its fence: `partition:offset` of the log up to which the row was folded. A script compares it with the new row's
-in the same step as the write, so a worker that lost its partition cannot overwrite its successor's rows.
+Keys are Feast's own; the row of each view of an entity is one field of the key's hash. A row's header holds the clickstream partition and
+offset up to which it was folded. A script compares them with the new row's in the same step as the write, so a worker that lost its
+partition cannot overwrite its successor's rows.
 
 Limits: a server (Valkey 8 or newer, Redis 6 or newer) on its own or behind Sentinel, no cluster, where a script may only touch the keys of
-one slot. Offsets up to 2**53: numbers are doubles in a script.
+one slot. Offsets below 2**53: numbers are doubles in a script.
 """
 
+import asyncio
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple
 
 from feast import FeatureService, FeatureView, RepoConfig, utils
+from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.infra.online_stores.helpers import _redis_key_prefix
+from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig, RedisType
 from feast.infra.registry.base_registry import BaseRegistry
+from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast.online_response import OnlineResponse
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
 from redis.exceptions import (
     BusyLoadingError,
     MasterDownError,
@@ -29,12 +38,11 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from features.responses import Request
-from features.values import View, hash_field, hmget, timestamp, ts_field
+from features.packed import HEADER, UNFENCED, Packed, pack, unpack
+from features.responses import Request, view_of
+from features.values import View, python_values
 from liveshelf.errors import ConflictError, CorruptError, LiveshelfError, SettingsError, UnavailableError
 
-UNFENCED = -1
-"""As a row's offset: written whatever is stored, and the stored fence stays."""
 WRITE_ROWS = 128
 """Rows a script call: a call blocks every other client for its 1 to 2 ms, and its fixed cost (40 µs) is spread over this many."""
 READ_ROWS = 256
@@ -44,6 +52,7 @@ READS_AHEAD = 1
 """Batches sent before the first one's answers are read, so that client and server work at the same time."""
 
 _WRONG_TYPE = "WRONGTYPE"
+_KEY_VERSION = 3  # of Feast's serialization of entity keys, as `values.entity_key` makes them
 _ADVICE: tuple[tuple[type[Exception] | None, str, str], ...] = (  # by redis-py's type, or by the code within what a script says
     (
         OutOfMemoryError,
@@ -61,64 +70,50 @@ _ADVICE: tuple[tuple[type[Exception] | None, str, str], ...] = (  # by redis-py'
     (None, "NOREPLICAS", "has fewer replicas than min-replicas-to-write asks for: bring them back"),
 )
 
-# HSET before HDEL: a script is stopped for lack of memory only until its first write, and HDEL, which frees memory, would count as one.
-_WRITE = b"""
-local width = tonumber(ARGV[1])
-local fence, ts, rows = ARGV[2], ARGV[3], ARGV[4 + width]
-local head = '<dd' .. string.rep('I', width + 2)
+_LENGTHS = struct.Struct("<II")  # of key and row, which follow
+# ARGV: the hash field, then rows. A packed row begins with '<BI4I8': format, partition and offset + 1, which is 0 for an unfenced row.
+_WRITE = (
+    b"""
+local field, rows, head = ARGV[1], ARGV[2], %d
 local written, stale, same, wrong, moved = 0, 0, 0, {}, {}
-local match, format, sub, call = string.match, string.format, string.sub, redis.call
-local set, gone = {}, {}
+local sub, fence = string.sub, struct.unpack
 local at, i = 1, 0
 while at <= #rows do
   i = i + 1
-  local row = {struct.unpack(head, rows, at)}
-  local partition, offset, data = row[1], row[2], row[width + 5]
-  local key = sub(rows, data, data + row[3] - 1)
-  data = data + row[3]
-  local stored = redis.pcall('HGET', key, fence)
+  local width, size = fence('<I4I4', rows, at)
+  local key, row = sub(rows, at + 8, at + 7 + width), sub(rows, at + 8 + width, at + 7 + width + size)
+  at = at + 8 + width + size
+  local _, partition, offset = fence('<BI4I8', row)
+  local stored = redis.pcall('HGET', key, field)
   local fresh = true
   if type(stored) == 'table' then
     fresh = false
     if not string.find(stored.err, 'WRONGTYPE', 1, true) then return stored end
     wrong[#wrong + 1] = i
-  elseif stored and offset >= 0 then
-    local p, o = match(stored, '^(%d+):(%d+)$')
-    if tonumber(p) ~= partition then
+  elseif stored and #stored < head then
+    fresh = false
+    wrong[#wrong + 1] = i
+  elseif stored then
+    local _, p, o = fence('<BI4I8', stored)
+    if offset == 0 then
+      row = sub(row, 1, 1) .. sub(stored, 2, 13) .. sub(row, 14)
+    elseif o > 0 and p ~= partition then
       fresh = false
       moved[#moved + 1] = i
-    elseif tonumber(o) >= offset then
+    elseif o >= offset then
       fresh = false
-      if tonumber(o) > offset then stale = stale + 1 else same = same + 1 end
+      if o > offset then stale = stale + 1 else same = same + 1 end
     end
   end
   if fresh then
-    local n, g = 2, 0
-    set[1], set[2] = ts, sub(rows, data, data + row[4] - 1)
-    local from = data + row[4]
-    if offset >= 0 then
-      n, set[3], set[4] = 4, fence, format('%d:%d', partition, offset)
-    end
-    for j = 1, width do
-      local size = row[j + 4]
-      if size == 0 then
-        g = g + 1
-        gone[g] = ARGV[j + 3]
-      else
-        n = n + 2
-        set[n - 1], set[n] = ARGV[j + 3], sub(rows, from, from + size - 1)
-        from = from + size
-      end
-    end
-    call('HSET', key, unpack(set, 1, n))
-    if g > 0 then call('HDEL', key, unpack(gone, 1, g)) end
+    redis.call('HSET', key, field, row)
     written = written + 1
   end
-  for j = 4, width + 4 do data = data + row[j] end
-  at = data
 end
 return {written, stale, same, wrong, moved}
 """
+    % HEADER.size
+)
 
 _ADVANCE = """
 local behind = {}
@@ -143,8 +138,8 @@ class Row(NamedTuple):
     offset: int
     time_ms: int
     """Event time, milliseconds since 1970."""
-    values: Sequence[bytes]
-    """As `values.encode_values` makes them."""
+    values: Sequence[Any]
+    """In the order of the view's fields."""
 
 
 class Written(NamedTuple):
@@ -206,20 +201,14 @@ class FencedOnlineStore(RedisOnlineStore):
             WrongTypeError, MovedError: some keys were refused, every other row is written.
         """
         project = config.project.encode()
-        width = len(view.fields)
-        head = struct.Struct(f"<dd{width + 2}I")  # partition, offset, and the lengths of key, timestamp and values, which follow
-        shared = (b"EVAL", _WRITE, b"0", b"%d" % width, fence_field(view.name), ts_field(view.name), *view.hash_fields)
+        shared = (b"EVAL", _WRITE, b"0", view.field)
         rows = iter(rows)
         keys: list[list[bytes]] = []
 
-        def packed(key: bytes, partition: int, offset: int, time_ms: int, values: Sequence[bytes]) -> bytes:
-            data = (key, timestamp(time_ms), *values)
-            return head.pack(partition, offset, *map(len, data)) + b"".join(data)
-
         def batches() -> Iterator[tuple[bytes, int]]:
-            while chunk := [(key + project, *rest) for key, *rest in islice(rows, WRITE_ROWS)]:
-                keys.append([row[0] for row in chunk])
-                yield _command(*shared, b"".join([packed(*row) for row in chunk])), 1
+            while chunk := [(row.key + project, pack(view, *row[1:])) for row in islice(rows, WRITE_ROWS)]:
+                keys.append([key for key, _ in chunk])
+                yield _command(*shared, b"".join([_LENGTHS.pack(len(key), len(row)) + key + row for key, row in chunk])), 1
 
         with self._answering(config):
             replies = self._exchange(config, batches(), WRITES_AHEAD)
@@ -237,11 +226,15 @@ class FencedOnlineStore(RedisOnlineStore):
             )
         return Written(*(sum(reply[i] for reply in replies) for i in range(3)))
 
-    def read_rows(self, config: RepoConfig, view: View, keys: Sequence[bytes]) -> list[list[bytes | None] | None]:
-        """For each entity key its values in the order of `view.fields`, serialized (see `values.decode_values`); None for no row."""
+    def read_rows(self, config: RepoConfig, view: View, keys: Sequence[bytes]) -> list[Packed | None]:
+        """The row of each entity key; None where there is none.
+
+        Raises:
+            CorruptError: a stored row cannot be read.
+        """
         project = config.project.encode()
-        answers = self._read_hashes(config, [(key + project, view.hmget) for key in keys])
-        return [None if values[0] is None else values[1:] for values in answers]
+        answers = self._read(config, view.field, [key + project for key in keys])
+        return [None if packed is None else unpack(view, packed) for packed in answers]
 
     def folded(self, config: RepoConfig, partitions: Sequence[int], version: str) -> dict[int, int]:
         """By partition, the offset up to which, inclusive, its events are folded into rows of `version`; -1 where nothing is."""
@@ -291,48 +284,94 @@ class FencedOnlineStore(RedisOnlineStore):
             if request is None or request.context is not context:  # the registry was refreshed
                 request = self._requests[name, full_feature_names] = Request(context, full_feature_names)
             if request.plain and (keys := request.keys(entity_rows)) is not None:
-                suffix = config.project.encode()
-                rows = self._read_hashes(config, [(key + suffix, request.view.hmget) for key in keys])
+                rows = self.read_rows(config, request.view, keys)
                 return OnlineResponse(request.answer(entity_rows, rows), feature_types=request.feature_types)
         return super().get_online_features(
             config, features, entity_rows, registry, project, full_feature_names, include_feature_view_version_metadata
         )
 
+    def online_read(
+        self, config: RepoConfig, table: FeatureView, entity_keys: list[EntityKey], requested_features: list[str] | None = None
+    ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
+        """Feast's: by entity key its event time and values; a row that is not there is null at the beginning of time."""
+        view = view_of(table)
+        names = requested_features or [name for name, _ in view.fields]
+        places = [(name, [n for n, _ in view.fields].index(name)) for name in names]
+        answers: list[tuple[datetime | None, dict[str, Value] | None]] = []
+        for row in self.read_rows(config, view, [serialize_entity_key(key, _KEY_VERSION) for key in entity_keys]):
+            if row is None:
+                answers.append((datetime.fromtimestamp(0, UTC), {name: Value() for name in names}))
+            else:
+                encoded = {name: view.encoders[at](row.values[at]) for name, at in places}
+                values = {name: Value.FromString(value) for name, value in encoded.items()}
+                answers.append((datetime.fromtimestamp(row.time_ms / 1000, UTC), values))
+        return answers
+
+    _read_features_per_fv = (
+        OnlineStore._read_features_per_fv
+    )  # by `online_read`, where the Redis store's own would read its own layout
+    _read_features_per_fv_async = OnlineStore._read_features_per_fv_async
+
+    async def online_read_async(
+        self, config: RepoConfig, table: FeatureView, entity_keys: list[EntityKey], requested_features: list[str] | None = None
+    ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
+        return await asyncio.to_thread(self.online_read, config, table, entity_keys, requested_features)
+
+    def online_write_batch(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Feast's (push, materialize): whole rows, unfenced. A feature that is not given is null."""
+        view = view_of(table)
+        rows = []
+        for key, values, time, _ in data:
+            encoded = python_values(view, [values.get(name, Value()) for name, _ in view.fields])
+            time_ms = int(utils.make_tzaware(time).timestamp() * 1000)
+            if encoded is not None:
+                rows.append(Row(serialize_entity_key(key, _KEY_VERSION), 0, UNFENCED, time_ms, encoded))
+        self.write_rows(config, view, rows)
+        if progress:
+            progress(len(data))
+
+    async def online_write_batch_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
+
+    @property
+    def async_supported(self) -> SupportedAsyncMethods:
+        return SupportedAsyncMethods(read=False, write=False)
+
     def delete_table(self, config: RepoConfig, table: FeatureView) -> None:
-        """Feast's, and the fences: a view made anew under an old name would find its rows refused."""
+        """Delete the view's rows, fences included; a key that holds nothing else goes."""
         client = self._get_client(config.online_store)
-        keys = client.scan_iter(b"*" + config.project.encode(), count=1000)
+        keys = client.scan_iter(_redis_key_prefix(table.join_keys) + b"*" + config.project.encode(), count=1000)
         while some := list(islice(keys, 1000)):
             with client.pipeline(transaction=False) as pipe:
                 for key in some:
-                    pipe.hdel(key, fence_field(table.name))
+                    pipe.hdel(key, view_of(table).field)
                 pipe.execute(raise_on_error=False)  # a key of another type is not ours
-        super().delete_table(config, table)
 
-    def _read_hash_fields(self, config: RepoConfig, commands: list[tuple[bytes, list[str | bytes]]]) -> list[list[Any]]:
-        packed: dict[int, tuple[bytes, bytes]] = {}  # the field names of a view are one object for all of its keys
-        for _, names in commands:
-            if id(names) not in packed:
-                packed[id(names)] = hmget([name.encode() if isinstance(name, str) else name for name in names])
-        return self._read_hashes(config, [(key, packed[id(names)]) for key, names in commands])
-
-    def _read_hashes(self, config: RepoConfig, wanted: Sequence[tuple[bytes, tuple[bytes, bytes]]]) -> list[list[bytes | None]]:
-        """One answer for each (key, packed command of `hmget`)."""
-        if not wanted:
+    def _read(self, config: RepoConfig, field: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
+        """What each key's hash holds in `field`; None for nothing."""
+        if not keys:
             return []
 
         def batches() -> Iterator[tuple[bytes, int]]:
-            for start in range(0, len(wanted), READ_ROWS):
-                parts = []
-                for key, (head, tail) in wanted[start : start + READ_ROWS]:
-                    parts.append(b"%b%d\r\n%b%b" % (head, len(key), key, tail))
-                yield b"".join(parts), len(parts)
+            for start in range(0, len(keys), READ_ROWS):
+                some = keys[start : start + READ_ROWS]
+                yield b"".join([_command(b"HGET", key, field) for key in some]), len(some)
 
         with self._answering(config):
             answers = self._exchange(config, batches(), READS_AHEAD)
-            refusals = [
-                (key, answer) for (key, _), answer in zip(wanted, answers, strict=True) if isinstance(answer, ResponseError)
-            ]
+            refusals = [(key, answer) for key, answer in zip(keys, answers, strict=True) if isinstance(answer, ResponseError)]
             if wrong := [key for key, refusal in refusals if _WRONG_TYPE in str(refusal)]:
                 raise WrongTypeError(wrong, _address(config))
             if refusals:
@@ -401,11 +440,6 @@ def store_error(error: Exception, address: str, key: bytes = b"") -> LiveshelfEr
     return UnavailableError(
         f"the online store at {address} does not answer: {said}. Is it running, and LIVESHELF_STORE its address?"
     )
-
-
-def fence_field(view: str) -> bytes:
-    """Name of the fence of `view` within a row's hash; no field of a view may be called `_fence`."""
-    return hash_field(view, "_fence")
 
 
 def _folded_key(config: RepoConfig, version: str) -> bytes:

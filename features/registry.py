@@ -139,6 +139,8 @@ class FeatureRegistry:
         rebuilding: set[str] = set()
         for service in sorted((s for s in services if definitions.DECLARATIONS in s.tags), key=_order):
             features = load_feature_set(service.tags[definitions.DECLARATIONS], f"registered {service.name}")
+            if service.name != features.shopper_view.name:  # folded under another FOLD_FORMAT: such rows cannot be read here
+                continue
             sets[features.version] = features
             if definitions.REBUILDING in service.tags:
                 rebuilding.add(features.version)

@@ -16,15 +16,20 @@ from feast.protos.feast.serving.ServingService_pb2 import (
     GetOnlineFeaturesResponseMetadata,
 )
 from feast.protos.feast.types.Value_pb2 import Value
-from google.protobuf.message import DecodeError
 
-from features.values import View, delimited, encode_string, entity_key
-from liveshelf.errors import CorruptError
+from features.packed import Packed
+from features.values import View, delimited, encode_string, entity_key, timestamp
 
 _PYTHON = {ValueType.STRING: str, ValueType.INT64: int}
 _METADATA, _RESULT, _VALUES, _STATUSES, _TIMESTAMPS = 1 << 3 | 2, 2 << 3 | 2, 1 << 3 | 2, 2 << 3 | 2, 3 << 3 | 2
 _PRESENT = bytes([FieldStatus.PRESENT])
 _NO_VALUE, _NO_TIMESTAMP = delimited(_VALUES, b""), delimited(_TIMESTAMPS, b"")
+
+
+def view_of(table: FeatureView) -> View:
+    """Feast's view as the store sees it."""
+    keys = tuple((column.name, _PYTHON[column.dtype.to_value_type()]) for column in table.entity_columns)
+    return View(table.name, keys, tuple((field.name, field.dtype.to_value_type().name.lower()) for field in table.features))
 
 
 class Request:
@@ -41,10 +46,11 @@ class Request:
             and all(types.get(key) in _PYTHON for key in table.join_keys)
         )
         if self.plain:
-            names = grouped[0][1]
             self._prefix = f"{table.projection.name_to_use()}__" if full_feature_names else ""
-            keys = tuple((key, _PYTHON[types[key]]) for key in table.join_keys)
-            self.view = View(table.name, keys, tuple((name, "") for name in names))  # kinds play no part: values stay as they are
+            self._names = list(grouped[0][1])
+            self.view = view_of(table)
+            places = {name: at for at, (name, _) in enumerate(self.view.fields)}
+            self._columns = [(places[name], self.view.encoders[places[name]]) for name in self._names]
             self.grouped = grouped
             self._metadata_of: dict[tuple[str, ...], bytes] = {}
 
@@ -67,33 +73,23 @@ class Request:
                 return None
         return [entity_key(self.view, *values) for values in zip(*columns, strict=True)]
 
-    def answer(self, entities: Mapping[str, Any], rows: Sequence[Sequence[bytes | None]]) -> GetOnlineFeaturesResponse:
-        """`rows`: for each entity its timestamp, then its values in the order of the request.
-
-        Raises:
-            CorruptError: a stored value is no Feast value.
-        """
+    def answer(self, entities: Mapping[str, Any], rows: Sequence[Packed | None]) -> GetOnlineFeaturesResponse:
+        """`rows`: for each entity its row; None where there is none."""
         statuses = delimited(_STATUSES, _PRESENT * len(rows))  # Feast's Redis store says so for missing rows too
         parts = [self._metadata(tuple(entities))]
         for column in entities.values():
             values = b"".join([delimited(_VALUES, _entity_value(value)) for value in column])
             parts.append(delimited(_RESULT, values + statuses + _NO_TIMESTAMP * len(rows)))
-        times, *columns = zip(*rows, strict=True)
-        ending = statuses + b"".join([delimited(_TIMESTAMPS, time) if time else _NO_TIMESTAMP for time in times])
-        for stored in columns:
-            values = b"".join([delimited(_VALUES, value) if value else _NO_VALUE for value in stored])
+        ending = statuses + b"".join([delimited(_TIMESTAMPS, timestamp(row.time_ms)) if row else _NO_TIMESTAMP for row in rows])
+        for place, encode in self._columns:
+            values = b"".join([delimited(_VALUES, encode(row.values[place])) if row else _NO_VALUE for row in rows])
             parts.append(delimited(_RESULT, values + ending))
-        try:
-            response: GetOnlineFeaturesResponse = GetOnlineFeaturesResponse.FromString(b"".join(parts))
-        except DecodeError as error:
-            raise CorruptError(
-                f"a row of {self.view.name} cannot be read: {error}. Delete it, and the log gives it again"
-            ) from error
+        response: GetOnlineFeaturesResponse = GetOnlineFeaturesResponse.FromString(b"".join(parts))
         return response
 
     def _metadata(self, entities: tuple[str, ...]) -> bytes:
         if entities not in self._metadata_of:
-            names = [*entities, *(self._prefix + name for name, _ in self.view.fields)]
+            names = [*entities, *(self._prefix + name for name in self._names)]
             metadata = GetOnlineFeaturesResponseMetadata(feature_names=FeatureList(val=names))
             self._metadata_of[entities] = delimited(_METADATA, metadata.SerializeToString())
         return self._metadata_of[entities]

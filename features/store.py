@@ -12,9 +12,10 @@ from redis.exceptions import RedisError
 from features import definitions
 from features.feature_set import FeatureSet, ViewSpec
 from features.online import FencedOnlineStore, Row, StoreBehindError, Written, store_error
+from features.packed import UNFENCED
 from features.registry import FeatureRegistry, repo_config
 from features.rows import CatalogItem, ItemRow, ShopperRow
-from features.values import View, decode_values, encode_values, entity_key, python_values
+from features.values import View, entity_key, python_values
 from liveshelf.errors import UnavailableError
 from liveshelf.settings import Settings
 
@@ -72,9 +73,7 @@ class FeatureRows:
     def write_shoppers(self, rows: Iterable[ShopperRow], features: FeatureSet) -> Written:
         """Write the rows that are further along the log than those stored; the others are left as they are."""
         view, values = _view(features.shopper_view), features.shopper_values
-        return self._write(
-            view, (Row(entity_key(view, r.shopper), r.partition, r.offset, r.time_ms, encode_values(view, values(r))) for r in rows)
-        )
+        return self._write(view, (Row(entity_key(view, r.shopper), r.partition, r.offset, r.time_ms, values(r)) for r in rows))
 
     def read_items(self, keys: Sequence[tuple[str, int]], features: FeatureSet) -> dict[tuple[str, int], ItemRow]:
         """Rows by (item, source partition); absent when that partition never contributed."""
@@ -85,10 +84,7 @@ class FeatureRows:
         view, values = _view(features.item_view), features.item_values
         return self._write(
             view,
-            (
-                Row(entity_key(view, r.item, r.partition), r.partition, r.offset, r.time_ms, encode_values(view, values(r)))
-                for r in rows
-            ),
+            (Row(entity_key(view, r.item, r.partition), r.partition, r.offset, r.time_ms, values(r)) for r in rows),
         )
 
     def read_catalog(self, items: Sequence[str]) -> dict[str, CatalogItem]:
@@ -107,10 +103,7 @@ class FeatureRows:
         names = [name for name, *_ in definitions.CATALOG_VIEW.fields]
         return self._write(
             view,
-            (
-                Row(entity_key(view, i.item_id), 0, -1, i.time_ms, encode_values(view, [getattr(i, name) for name in names]))
-                for i in items
-            ),
+            (Row(entity_key(view, i.item_id), 0, UNFENCED, i.time_ms, [getattr(i, name) for name in names]) for i in items),
         )
 
     def folded(self, version: str) -> dict[int, int]:
@@ -127,8 +120,8 @@ class FeatureRows:
 
     def _read(self, spec: ViewSpec, keys: Sequence[tuple[Any, ...]]) -> list[list[Any] | None]:
         view = _view(spec)
-        raw = self._online.read_rows(self._config, view, [entity_key(view, *key) for key in keys])
-        return [None if values is None else decode_values(view, values) for values in raw]
+        rows = self._online.read_rows(self._config, view, [entity_key(view, *key) for key in keys])
+        return [None if row is None else row.values for row in rows]
 
     def _write(self, view: View, rows: Iterator[Row]) -> Written:
         return self._online.write_rows(self._config, view, rows)
@@ -155,4 +148,4 @@ class FeatureRows:
 
 @lru_cache(64)
 def _view(spec: ViewSpec) -> View:
-    return View(spec.name, spec.keys, tuple((name, kind) for name, kind, _ in spec.fields))
+    return View(spec.name, spec.keys, tuple((name, kind) for name, kind, _ in spec.fields), spec.deflated)

@@ -11,10 +11,13 @@ from features.declarations import read_declarations
 from features.events import Event, EventItem, Handover
 from features.feature_set import FeatureSet, ViewSpec
 from features.fold import Fold, Said
+from features.packed import pack, unpack
 from features.rows import ItemRow, ShopperRow
-from features.values import View, decode_values, encode_values
+from features.values import View
 
 T0 = 1_700_000_000_000
+SINGLE = 1e-6
+"""Relative: how far sums of a few dozen numbers in single precision may lie apart, added in two orders."""
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 FEATURES = FeatureSet(read_declarations(None))
 
@@ -87,7 +90,7 @@ def bits(value: object) -> bytes:
 
 
 def stored_view(spec: ViewSpec) -> View:
-    return View(spec.name, spec.keys, tuple((name, kind) for name, kind, _ in spec.fields))
+    return View(spec.name, spec.keys, tuple((name, kind) for name, kind, _ in spec.fields), spec.deflated)
 
 
 def reread_shopper(features: FeatureSet, row: ShopperRow) -> ShopperRow:
@@ -100,7 +103,7 @@ def reread_item(features: FeatureSet, row: ItemRow) -> ItemRow:
 
 def _reread(spec: ViewSpec, values: Callable[[Any], list[Any]], row: object) -> list[Any]:
     view = stored_view(spec)
-    return decode_values(view, encode_values(view, values(row)))
+    return unpack(view, pack(view, 0, 0, 0, values(row))).values
 
 
 def one_shopper(events: Iterable[Event], features: FeatureSet = FEATURES) -> ShopperRow:

@@ -184,6 +184,7 @@ def _report(
         ),
         *(f"doubled: event {event_id} was folded again by the fold itself" for event_id in expected.doubled),
         *(f"different: {difference.text}" for difference in differing),
+        *(f"unrecorded: refused event {event_id} is not in {CLICKSTREAM_REJECTED}" for event_id in sorted(refused - recorded)),
     ]
     return Report(
         seed=seed,

@@ -1,12 +1,13 @@
-"""The online store on a real Valkey: Feast's own layout, fenced writes, folded offsets, and each way in which a store fails."""
+"""The online store on a real Valkey: Feast's own answers, fenced writes, folded offsets, and each way in which a store fails."""
 
+import asyncio
 import random
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ import features.registry  # noqa: F401 - first: it readies the process for Feast
 
 # isort: split
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, PushSource, RepoConfig, ValueType
-from feast.types import Array, Bool, Bytes, Float64, Int64, String
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import StringList, Value
+from feast.types import Array, Bool, Bytes, Float32, Float64, Int64, String
 from redis import Redis
 
-from features.online import UNFENCED, FencedOnlineStore, MovedError, Row, StoreBehindError, Written, WrongTypeError
-from features.values import View, decode_values, encode_values, entity_key
-from liveshelf.errors import LiveshelfError, UnavailableError
+from features.online import FencedOnlineStore, MovedError, Row, StoreBehindError, Written, WrongTypeError
+from features.packed import UNFENCED
+from features.values import View, entity_key
+from liveshelf.errors import CorruptError, LiveshelfError, UnavailableError
 from liveshelf.local.valkey import valkey_command
 from tests.conftest import HOST, START_DEADLINE_S, free_port, local_settings, running, wait_for_port
 
@@ -36,6 +40,7 @@ VIEW = View(
         ("hashes", "bytes"),
         ("times", "int64_list"),
         ("weights", "double_list"),
+        ("shares", "float_list"),
         ("items", "string_list"),
     ),
 )
@@ -43,7 +48,7 @@ SEED = 7
 
 
 class Store:
-    """The fenced store beside the stock one, both on one server, by Feast's own wiring; each in a project of its own."""
+    """The fenced store by Feast's own wiring, in a project of its own."""
 
     def __init__(self, address: str, home: Path, project: str = "shop", timeout_s: float = 5.0) -> None:
         self.address, self.home, self.project = address, home, project
@@ -54,15 +59,12 @@ class Store:
         host, port = address.split(":")
         self.redis = Redis(host, int(port))
 
-    def stock(self) -> FeatureStore:
-        return FeatureStore(config=self._config("redis", self.address))
-
     def write(self, rows: list[Row], view: View = VIEW) -> Written:
         return self.online.write_rows(self.config, view, rows)
 
     def read(self, *visitors: str) -> list[list[Any] | None]:
-        raw = self.online.read_rows(self.config, VIEW, [entity_key(VIEW, visitor) for visitor in visitors])
-        return [None if row is None else decode_values(VIEW, row) for row in raw]
+        rows = self.online.read_rows(self.config, VIEW, [entity_key(VIEW, visitor) for visitor in visitors])
+        return [None if row is None else row.values for row in rows]
 
     def key(self, visitor: str) -> bytes:
         return entity_key(VIEW, visitor) + self.project.encode()
@@ -104,13 +106,14 @@ def values(offset: int) -> list[Any]:
         b"\x00\xff" * 80,
         [1_700_000_000_000 + offset] * 20,
         [offset / 3] * 30,
+        [offset % 1000 / 4] * 30,
         ["é" * 9] * 20,
     ]
 
 
 def row(visitor: str, offset: int, partition: int = 3, fields: list[Any] | None = None) -> Row:
     fields = values(offset) if fields is None else fields
-    return Row(entity_key(VIEW, visitor), partition, offset, 1_700_000_000_123, encode_values(VIEW, fields))
+    return Row(entity_key(VIEW, visitor), partition, offset, 1_700_000_000_123, fields)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -124,7 +127,7 @@ def definitions(home: Path) -> tuple[list[Any], FeatureView, FeatureView]:
     """Feast objects for `VIEW` and for a view with two join keys."""
     visitor = Entity(name="visitor", join_keys=["visitor"], value_type=ValueType.STRING)
     zone = Entity(name="zone", join_keys=["zone"], value_type=ValueType.INT64)
-    types = [Int64, Float64, String, Bool, Bytes, Array(Int64), Array(Float64), Array(String)]
+    types = [Int64, Float64, String, Bool, Bytes, Array(Int64), Array(Float64), Array(Float32), Array(String)]
     fields = [Field(name=name, dtype=dtype) for (name, _), dtype in zip(VIEW.fields, types, strict=True)]
 
     def view(name: str, entities: list[Entity], schema: list[Field]) -> FeatureView:
@@ -138,15 +141,15 @@ def definitions(home: Path) -> tuple[list[Any], FeatureView, FeatureView]:
     return [visitor, zone, one, two, FeatureService(name="served", features=[one])], one, two
 
 
-def test_stock_feast_reads_what_was_written_and_our_answer_equals_its_own(shop: Store, tmp_path: Path) -> None:
+def test_what_was_written_is_read_through_feast_and_the_short_way_answers_as_the_long_one(shop: Store, tmp_path: Path) -> None:
     objects, _, _ = definitions(tmp_path)
     shop.feast.apply(objects)
-    sparse = [7, 0.0, "", False, b"", [], [], ["x"]]
+    sparse = [7, 0.0, "", False, b"", [], [], [], ["x"]]
     zones = View("zone_features", (("visitor", str), ("zone", int)), (("offset", "int64"),))
     assert shop.write([row("ann", 5), row("bob", 7, fields=sparse)]) == (2, 0, 0)
-    shop.write([Row(entity_key(zones, "ann", 4), 3, 9, 0, encode_values(zones, [9]))], zones)
+    shop.write([Row(entity_key(zones, "ann", 4), 3, 9, 0, [9])], zones)
 
-    service, stock = objects[-1], shop.stock()
+    service = objects[-1]
     asked: list[tuple[Any, dict[str, list[Any]], bool]] = [
         (service, {"visitor": ["ann"]}, False),
         (service, {"visitor": ["nobody", "ann", "bob", "ann"]}, False),
@@ -156,33 +159,35 @@ def test_stock_feast_reads_what_was_written_and_our_answer_equals_its_own(shop: 
         (["zone_features:offset", "visitor_features:name"], {"zone": [4], "visitor": ["ann"]}, False),
     ]
     for asked_for, entities, full in asked:
-        ours = shop.feast.get_online_features(asked_for, entities, full_feature_names=full)
-        theirs = stock.get_online_features(asked_for, entities, full_feature_names=full)
-        assert ours.proto == theirs.proto
-        assert ours.to_dict(include_event_timestamps=True) == theirs.to_dict(include_event_timestamps=True)
+        short = shop.feast.get_online_features(asked_for, entities, full_feature_names=full)
+        rows = [dict(zip(entities, values, strict=True)) for values in zip(*entities.values(), strict=True)]
+        long = shop.feast.get_online_features(asked_for, rows, full_feature_names=full)  # rows are left to Feast
+        assert short.proto == long.proto
+        assert short.to_dict(include_event_timestamps=True) == long.to_dict(include_event_timestamps=True)
+        later = asyncio.run(shop.feast.get_online_features_async(asked_for, rows, full_feature_names=full))
+        assert later.proto == long.proto
 
-    served = stock.get_online_features(service, {"visitor": ["ann", "bob"]}).to_dict()
-    assert served["offset"] == [5, 7]
+    served = shop.feast.get_online_features(service, {"visitor": ["ann", "bob", "nobody"]}).to_dict(include_event_timestamps=True)
+    assert served["offset"] == [5, 7, None]
     for (name, _), value in zip(VIEW.fields, values(5), strict=True):
         assert served[name][0] == value
+        assert served[f"{name}__ts"] == [1_700_000_000, 1_700_000_000, 0]
     assert [name for name, _ in VIEW.fields if served[name][1] is not None] == ["offset", "items"]
 
 
-def test_rows_written_by_stock_feast_are_read_and_overwritten(shop: Store, tmp_path: Path) -> None:
-    from datetime import UTC, datetime
-
-    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-    from feast.protos.feast.types.Value_pb2 import Value
-
+def test_rows_pushed_through_feast_are_read_and_overwritten(shop: Store, tmp_path: Path) -> None:
     objects, one, _ = definitions(tmp_path)
     shop.feast.apply(objects)
+    names = [name for name, _ in VIEW.fields]
     key = EntityKey(join_keys=["visitor"], entity_values=[Value(string_val="ann")])
-    full = {name: Value.FromString(raw) for (name, _), raw in zip(VIEW.fields, encode_values(VIEW, values(4)), strict=True)}
-    stock = shop.stock()
-    stock._get_provider().online_write_batch(stock.config, one, [(key, full, datetime.now(UTC), None)], None)
+    full = {name: Value.FromString(encode(value)) for name, encode, value in zip(names, VIEW.encoders, values(4), strict=True)}
+    shop.online.online_write_batch(shop.config, one, [(key, full, datetime.now(UTC), None)], None)
     assert shop.read("ann") == [values(4)]
     assert shop.write([row("ann", 2)]) == (1, 0, 0)  # it carries no fence
-    assert shop.read("ann") == [values(2)]
+    part = {"offset": Value(int64_val=7), "items": Value(string_list_val=StringList(val=["x"]))}
+    shop.online.online_write_batch(shop.config, one, [(key, part, datetime.now(UTC), None)], None)
+    assert shop.read("ann") == [[7, 0.0, "", False, b"", [], [], [], ["x"]]]
+    assert shop.write([row("ann", 2)]) == (0, 0, 1)  # the fence is still the log's
 
 
 def test_only_a_higher_offset_overwrites(shop: Store) -> None:
@@ -194,8 +199,8 @@ def test_only_a_higher_offset_overwrites(shop: Store) -> None:
     assert shop.read("ann", "bob", "nobody") == [values(1), values(6), None]
 
 
-def test_offsets_are_exact_up_to_two_to_the_53(shop: Store) -> None:
-    top = 2**53
+def test_offsets_are_exact_below_two_to_the_53(shop: Store) -> None:
+    top = 2**53 - 1
     assert shop.write([row("ann", top - 1)]) == (1, 0, 0)
     assert shop.write([row("ann", top - 1)]) == (0, 0, 1)
     assert shop.write([row("ann", top)]) == (1, 0, 0)
@@ -214,17 +219,9 @@ def test_in_whatever_order_two_workers_write_the_highest_offset_stands(shop: Sto
     highest: dict[bytes, int] = {}
     for r in rows:
         highest[r.key] = max(r.offset, highest.get(r.key, 0))
-    raw = shop.online.read_rows(shop.config, VIEW, list(highest))
-    assert [decode_values(VIEW, stored)[0] for stored in raw if stored] == list(highest.values())
+    stored = shop.online.read_rows(shop.config, VIEW, list(highest))
+    assert [row.values[0] for row in stored if row] == list(highest.values())
     assert shop.read(*(f"absent{i}" for i in range(600))) == [None] * 600
-
-
-def test_a_value_that_becomes_a_default_is_gone_from_the_store(shop: Store) -> None:
-    shop.write([row("ann", 1)])
-    sparse = [2, 0.0, "", False, b"", [], [], ["x"]]
-    shop.write([row("ann", 2, fields=sparse)])
-    assert shop.read("ann") == [sparse]
-    assert shop.redis.hlen(shop.key("ann")) == 4  # offset, items, Feast's timestamp and the fence
 
 
 def test_a_row_without_offset_is_always_written_and_leaves_the_fence(shop: Store) -> None:
@@ -262,6 +259,16 @@ def test_a_deleted_view_takes_its_fences_along(shop: Store, tmp_path: Path) -> N
 def test_rows_stay_in_the_compact_encoding(shop: Store) -> None:
     shop.write([row("ann", 5)])
     assert shop.redis.object("encoding", shop.key("ann")) == b"listpack"
+    assert shop.redis.hlen(shop.key("ann")) == 1
+
+
+def test_a_value_that_is_no_row_is_named_and_not_overwritten(shop: Store) -> None:
+    shop.redis.hset(shop.key("ann"), VIEW.field, "mine")
+    with pytest.raises(CorruptError, match="cannot be read"):
+        shop.read("ann")
+    with pytest.raises(WrongTypeError, match="another type"):
+        shop.write([row("ann", 1), row("bob", 1)])
+    assert shop.read("bob") == [values(1)]
 
 
 def test_folded_offsets_only_go_forward(shop: Store) -> None:
@@ -308,7 +315,7 @@ def test_a_full_store_says_so_keeps_what_it_has_and_takes_rows_again_once_it_has
         shop = Store(address, tmp_path)
         shop.write([row("ann", 1)])
         shop.redis.config_set("maxmemory", "1mb")
-        sparse = [2, 0.0, "", False, b"", [], [], ["x"]]  # would free memory too: that must not open the door
+        sparse = [2, 0.0, "", False, b"", [], [], [], ["x"]]  # would free memory too: that must not open the door
         for fields in (values(2), sparse):
             with pytest.raises(UnavailableError, match="is full"):
                 shop.write([row("ann", 2, fields=fields), row("bob", 2, fields=fields)])

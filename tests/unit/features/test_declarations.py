@@ -18,7 +18,7 @@ from features.readable import columns_of, declared_features, fields_of, kind_of
 from liveshelf.errors import SettingsError
 from tests.folding import DAY_MS, FEATURES, HOUR_MS, T0
 
-EVERY_KIND = (Path(__file__).parent / "golden" / "features_v1.yml").read_text()
+EVERY_KIND = (Path(__file__).parent / "golden" / "features_v2.yml").read_text()
 KINDS = [kind.__struct_config__.tag for kind in d.AnyDeclaration.__args__]
 
 

@@ -17,7 +17,7 @@ from features.items import ItemTable
 from features.rows import CatalogItem, FeaturesAsServed, ItemRow, ShopperRow
 from tests.folding import DAY_MS, HOUR_MS, MINUTE_MS, T0
 
-EVERY_KIND = (Path(__file__).parent / "golden" / "features_v1.yml").read_text()
+EVERY_KIND = (Path(__file__).parent / "golden" / "features_v2.yml").read_text()
 FEATURES = load_feature_set(EVERY_KIND, "every")
 ENCODER = Encoder(FEATURES)
 COUNTED = [3.0, 1.0, 0.0]  # views, purchases and logins of the shopper at T0

@@ -12,13 +12,15 @@ from features.fold import SEEN_MAX
 from features.rows import ItemRow, ShopperRow
 from tests.folding import bits, reread_item, reread_shopper
 
-EVERY_KIND = (Path(__file__).parent / "golden" / "features_v1.yml").read_text()
+EVERY_KIND = (Path(__file__).parent / "golden" / "features_v2.yml").read_text()
 SETS = [load_feature_set(default_text(), "default"), load_feature_set(EVERY_KIND, "every")]
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 INT64S = st.integers(-(2**63), 2**63 - 1)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+SINGLES = st.floats(allow_nan=False, allow_infinity=False, width=32)
 WEIGHTS = st.dictionaries(TEXTS, FLOATS, max_size=8)
-SEEN = st.dictionaries(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), max_size=40)
+LEANINGS = st.dictionaries(TEXTS, SINGLES, max_size=8)
+SEEN = st.dictionaries(st.integers(0, 2**48 - 1), st.integers(0, 2**32 - 1), max_size=40)
 
 
 @st.composite
@@ -33,9 +35,9 @@ def shopper_rows(draw: st.DrawFn, features: FeatureSet) -> ShopperRow:
         recent_items=draw(st.lists(TEXTS, min_size=n, max_size=n)),
         recent_events=draw(st.lists(st.integers(0, 9), min_size=n, max_size=n)),
         recent_times_ms=draw(st.lists(INT64S, min_size=n, max_size=n)),
-        numbers=draw(st.lists(FLOATS, min_size=features.shopper_numbers, max_size=features.shopper_numbers)),
+        numbers=draw(st.lists(SINGLES, min_size=features.shopper_numbers, max_size=features.shopper_numbers)),
         marks=draw(st.lists(INT64S, min_size=features.marks, max_size=features.marks)),
-        affinities=[draw(WEIGHTS) for _ in features.affinities],
+        affinities=[draw(LEANINGS) for _ in features.affinities],
         seen=draw(SEEN),
         hour=hour,
         hour_events=draw(st.integers(1, 100_000)) if hour else 0,
@@ -87,10 +89,10 @@ def test_ids_come_back_in_their_order(seen: dict[int, int]) -> None:
     assert list(unpack_seen(pack_seen(seen)).items()) == list(seen.items())
 
 
-def test_ids_of_a_full_hour_take_8_bytes_each() -> None:
-    seen = dict.fromkeys(range(2**64 - SEEN_MAX, 2**64), 472_222)
+def test_ids_of_a_full_hour_take_6_bytes_each() -> None:
+    seen = dict.fromkeys(range(2**48 - SEEN_MAX, 2**48), 472_222)
     packed = pack_seen(seen)
-    assert len(packed) == 6 + 8 * SEEN_MAX
+    assert len(packed) == 6 + 6 * SEEN_MAX
     assert unpack_seen(packed) == seen
     assert pack_seen({}) == b""
 

@@ -33,6 +33,7 @@ from tests.folding import (
     FEATURES,
     HOUR_MS,
     MINUTE_MS,
+    SINGLE,
     T0,
     Delivery,
     Rows,
@@ -54,7 +55,7 @@ DEMAND_VIEWS = next(slot.at for slot in FEATURES.item_slots["demand"] if slot.ev
 def test_counts_halve_every_half_life() -> None:
     """An event one half-life before another counts half of it."""
     row = one_shopper([event(1), event(2, time_ms=T0 + DAY_MS)])
-    assert counts(FEATURES, row) == {"view_item": pytest.approx(1.5, rel=1e-12)}
+    assert counts(FEATURES, row) == {"view_item": pytest.approx(1.5, rel=SINGLE)}
     assert row.time_ms == T0 + DAY_MS
     fortnight = next(s for s in FEATURES.shopper_slots["activity"] if s.event == "view_item" and s.half_life == 1)
     assert FEATURES.shopper_half_lives.ms[fortnight.half_life] == 14 * DAY_MS
@@ -76,7 +77,7 @@ def test_values_outlive_a_move_of_the_base() -> None:
         for n, at in enumerate((edge - half_life, edge)):
             rows.take(event(f"{n}a", "select_item", "a", at))
             rows.take(event(f"{n}b", "view_item", "b", at, item_category="c"))
-        assert worth(rows) == pytest.approx(1.5, rel=1e-12)
+        assert worth(rows) == pytest.approx(1.5, rel=SINGLE)
 
 
 def affinity_worth(rows: Rows, half_life: int) -> float:
@@ -385,8 +386,8 @@ def test_late_and_out_of_order_events_land_at_their_event_time(steps: list[tuple
     for one in shuffled:
         right.take(one)
     mine, its = left.shoppers["s"], right.shoppers["s"]
-    assert its.numbers == pytest.approx(mine.numbers, rel=1e-9, abs=0)
-    assert its.affinities[0] == pytest.approx(mine.affinities[0], rel=1e-9, abs=0)
+    assert its.numbers == pytest.approx(mine.numbers, rel=SINGLE, abs=0)
+    assert its.affinities[0] == pytest.approx(mine.affinities[0], rel=SINGLE, abs=0)
     assert (its.recent_items, its.recent_events, its.recent_times_ms) == (
         mine.recent_items,
         mine.recent_events,
