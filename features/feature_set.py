@@ -41,8 +41,8 @@ class ViewSpec(NamedTuple):
     name: str
     keys: tuple[tuple[str, type], ...]
     fields: tuple[tuple[str, str, str], ...]
-    deflated: bool = False
-    """Whether memory counts more than the 20 µs that deflating a row takes: there are many more shoppers than items."""
+    compressed: bool = False
+    """Whether the store's memory counts more than 2 µs a row: there are many more shoppers than items."""
 
 
 class FeatureSet:
@@ -172,7 +172,7 @@ class FeatureSet:
         fields.append(("hour", "int64_list", "latest hour with events, and their number"))
         fields.append(("links", "string_list", "sign-ins of this browser"))
         fields.append(("merged", "string_list", "handovers folded"))
-        return ViewSpec(f"shopper_features_{self.version}", (("shopper", str),), tuple(fields), deflated=True)
+        return ViewSpec(f"shopper_features_{self.version}", (("shopper", str),), tuple(fields), compressed=True)
 
     def shopper_values(self, row: ShopperRow) -> list[Any]:
         """`row` as values of `shopper_view.fields`."""

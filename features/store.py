@@ -148,4 +148,4 @@ class FeatureRows:
 
 @lru_cache(64)
 def _view(spec: ViewSpec) -> View:
-    return View(spec.name, spec.keys, tuple((name, kind) for name, kind, _ in spec.fields), spec.deflated)
+    return View(spec.name, spec.keys, tuple((name, kind) for name, kind, _ in spec.fields), spec.compressed)

@@ -35,7 +35,7 @@ class _Declared(NamedTuple):
     name: str
     keys: tuple[tuple[str, type], ...]
     fields: tuple[tuple[str, str], ...]
-    deflated: bool = False
+    compressed: bool = False
 
 
 class View(_Declared):

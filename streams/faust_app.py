@@ -1,5 +1,6 @@
 """How our Faust workers are set up, and how they are run."""
 
+import gc
 import ssl
 from collections.abc import Callable
 
@@ -41,6 +42,9 @@ def run_worker(create: Callable[[], faust.App]) -> None:
 
     uvloop.install()  # a worker on asyncio's own loop is 30 % slower
     app = create()
+    # Rows in memory are many and hold no cycles: to look through them all for some took 8 of 66 µs an event.
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 100)
     worker = faust.Worker(app, loglevel="warning", redirect_stdouts=False, quiet=True)
     worker.spinner = None  # its cursor codes do not belong into a log file
     worker.execute_from_commandline()

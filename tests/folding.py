@@ -90,7 +90,7 @@ def bits(value: object) -> bytes:
 
 
 def stored_view(spec: ViewSpec) -> View:
-    return View(spec.name, spec.keys, tuple((name, kind) for name, kind, _ in spec.fields), spec.deflated)
+    return View(spec.name, spec.keys, tuple((name, kind) for name, kind, _ in spec.fields), spec.compressed)
 
 
 def reread_shopper(features: FeatureSet, row: ShopperRow) -> ShopperRow:

@@ -40,12 +40,12 @@ def same(a: Any, b: Any) -> bool:
     return struct.pack("<d", a) == struct.pack("<d", b) if isinstance(a, float) else bool(a == b)
 
 
-@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize("compressed", [False, True])
 @given(data=st.data(), partition=st.integers(0, 2**32 - 1), offset=st.integers(-1, 2**53), time_ms=INT64S)
 def test_a_packed_row_comes_back_bit_for_bit(
-    deflated: bool, data: st.DataObject, partition: int, offset: int, time_ms: int
+    compressed: bool, data: st.DataObject, partition: int, offset: int, time_ms: int
 ) -> None:
-    view = View("v", (("k", str),), tuple((kind, kind) for kind in KINDS), deflated)
+    view = View("v", (("k", str),), tuple((kind, kind) for kind in KINDS), compressed)
     values = [data.draw(strategy) for strategy, _ in KINDS.values()]
     back = unpack(view, pack(view, partition, offset, time_ms, values))
     assert back[:3] == (partition, offset, time_ms)
@@ -88,7 +88,7 @@ def test_long_values_too(kind: str, n: int) -> None:
 
 
 def test_bytes_that_are_no_row_of_the_view_are_corrupt() -> None:
-    view = View("v", (("k", str),), (("price", "double"), ("weights", "float_list")), deflated=True)
+    view = View("v", (("k", str),), (("price", "double"), ("weights", "float_list")), compressed=True)
     good = pack(view, 1, 2, 3, [0.5, [1.0]])
     assert unpack(view, good) == (1, 2, 3, [0.5, [1.0]])
     another = View("v", (), (("price", "string"), ("weights", "float_list")))
