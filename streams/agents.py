@@ -22,7 +22,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from features.events import Event
 from features.rows import CatalogItem
 from features.store import FeatureRows, StoreBehindError
-from liveshelf.errors import LiveshelfError, UnavailableError
+from liveshelf.errors import ConflictError, LiveshelfError, UnavailableError
 from liveshelf.settings import Settings, load_settings
 from streams.faust_app import create_app, run_worker
 from streams.folder import Delivery, FeatureFolder, Folded, handover_events
@@ -77,6 +77,18 @@ class FeatureWriter:
             log.info("feature versions", versions=list(sets))
             self._folders = [known.get(version) or FeatureFolder(self._rows, features) for version, features in sets.items()]
         return bool(sets.keys() - known.keys())
+
+    def look_for_log(self) -> None:
+        """Whoever is given no partition may be one too many, or the topic is gone, and Kafka would not tell when it is made anew.
+
+        Raises:
+            ConflictError: the topic is gone.
+            UnavailableError: the broker does not answer.
+        """
+        if not self._log.exists():
+            raise ConflictError(
+                f"the topic {CLICKSTREAM} is gone: was it deleted? Start the agents again: they make it anew, and fold into an empty store"
+            )
 
     def forget(self) -> None:
         for folder in self._folders:
@@ -281,6 +293,8 @@ def create(settings: Settings) -> faust.App:
                 if time.monotonic() - looked_at > VERSIONS_S:
                     if await _until_done(lambda: asyncio.to_thread(writer.look_for_versions), app):
                         assigned_anew.update(progress.assigned)  # a new version is caught up also where no events come
+                    if not progress.assigned:
+                        await _until_done(lambda: asyncio.to_thread(writer.look_for_log), app)
                     looked_at = time.monotonic()
                 if assigned_anew:
                     anew = set(assigned_anew)
