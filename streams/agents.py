@@ -22,9 +22,9 @@ from prometheus_client import Counter, Gauge, Histogram
 from features.events import Event
 from features.rows import CatalogItem
 from features.store import FeatureRows, StoreBehindError
-from liveshelf.errors import ConflictError, LiveshelfError, UnavailableError
+from liveshelf.errors import LiveshelfError, UnavailableError
 from liveshelf.settings import Settings, load_settings
-from streams.faust_app import create_app, run_worker
+from streams.faust_app import create_app, end_of, run_worker
 from streams.folder import Delivery, FeatureFolder, Folded, handover_events
 from streams.health import serve_health
 from streams.logs import configure_logs
@@ -77,18 +77,6 @@ class FeatureWriter:
             log.info("feature versions", versions=list(sets))
             self._folders = [known.get(version) or FeatureFolder(self._rows, features) for version, features in sets.items()]
         return bool(sets.keys() - known.keys())
-
-    def look_for_log(self) -> None:
-        """Whoever is given no partition may be one too many, or the topic is gone, and Kafka would not tell when it is made anew.
-
-        Raises:
-            ConflictError: the topic is gone.
-            UnavailableError: the broker does not answer.
-        """
-        if not self._log.exists():
-            raise ConflictError(
-                f"the topic {CLICKSTREAM} is gone: was it deleted? Start the agents again: they make it anew, and fold into an empty store"
-            )
 
     def forget(self) -> None:
         for folder in self._folders:
@@ -242,7 +230,7 @@ class Progress:
 
 def create(settings: Settings) -> faust.App:
     """The app with its agents. Opens the store and registers the feature definitions when it starts."""
-    app = create_app(GROUP, settings)
+    app = create_app(GROUP, settings, CLICKSTREAM, CATALOG)
     clickstream = app.topic(CLICKSTREAM, value_type=bytes, key_type=bytes)
     catalog = app.topic(CATALOG, value_type=bytes, key_type=bytes)
     rejected = app.topic(CLICKSTREAM_REJECTED, value_type=bytes, key_type=bytes)
@@ -259,7 +247,7 @@ def create(settings: Settings) -> faust.App:
     @app.on_partitions_assigned.connect
     async def assigned(sender: faust.App, assigned: set[Any], **_: Any) -> None:
         progress.assigned = {tp.partition for tp in assigned if tp.topic == CLICKSTREAM}
-        progress.end = lambda partition: app.consumer.highwater(TP(CLICKSTREAM, partition))
+        progress.end = lambda partition: end_of(app, TP(CLICKSTREAM, partition))
         assigned_anew.update(progress.assigned)
         arrived.set()
         log.info("partitions assigned", partitions=sorted(progress.assigned))
@@ -293,8 +281,6 @@ def create(settings: Settings) -> faust.App:
                 if time.monotonic() - looked_at > VERSIONS_S:
                     if await _until_done(lambda: asyncio.to_thread(writer.look_for_versions), app):
                         assigned_anew.update(progress.assigned)  # a new version is caught up also where no events come
-                    if not progress.assigned:
-                        await _until_done(lambda: asyncio.to_thread(writer.look_for_log), app)
                     looked_at = time.monotonic()
                 if assigned_anew:
                     anew = set(assigned_anew)

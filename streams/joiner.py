@@ -16,7 +16,7 @@ from prometheus_client import Counter, Gauge
 
 from features.events import Event
 from liveshelf.settings import Settings, load_settings
-from streams.faust_app import create_app, run_worker
+from streams.faust_app import create_app, end_of, run_worker
 from streams.health import serve_health
 from streams.join import Join
 from streams.logs import configure_logs
@@ -45,21 +45,21 @@ class Reading:
         self.next_offset: dict[Any, int] = {}
         self._idle_position: dict[Any, int | None] = {}
 
-    async def at_end(self, consumer: Any, tp: Any) -> bool:
-        end: int | None = consumer.highwater(tp)
+    async def at_end(self, app: faust.App, tp: Any) -> bool:
+        end = end_of(app, tp)
         if end is None:
             return False
         if tp in self.next_offset:
             return self.next_offset[tp] >= end
         # Nothing processed since the assignment: at the end when the position was there a tick ago already, with nothing in between.
-        position: int | None = await consumer.position(tp)
+        position: int | None = await app.consumer.position(tp)
         was, self._idle_position[tp] = self._idle_position.get(tp), position
         return position is not None and position >= end and was == position
 
 
 def create(settings: Settings) -> faust.App:
     """The app with its agents and the task that closes windows."""
-    app = create_app("liveshelf-joiner", settings)
+    app = create_app("liveshelf-joiner", settings, CLICKSTREAM, IMPRESSIONS)
     clickstream = app.topic(CLICKSTREAM, value_type=bytes, key_type=bytes)
     impressions = app.topic(IMPRESSIONS, value_type=bytes, key_type=bytes)
     examples = app.topic(TRAINING_EXAMPLES, value_type=bytes, key_type=bytes)
@@ -120,7 +120,7 @@ def create(settings: Settings) -> faust.App:
                 if join is None or tp.topic != IMPRESSIONS:
                     continue
                 now_ms = int(time.time() * 1000)  # before the look at the ends: what comes after it is newer
-                if all([await reading.at_end(app.consumer, tp._replace(topic=name)) for name in (CLICKSTREAM, IMPRESSIONS)]):
+                if all([await reading.at_end(app, tp._replace(topic=name)) for name in (CLICKSTREAM, IMPRESSIONS)]):
                     join.caught_up(now_ms)
                 await _produce(tp.partition, join)
 

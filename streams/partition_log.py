@@ -37,17 +37,6 @@ class PartitionLog:
             "log_level": 2,
         }
 
-    def exists(self) -> bool:
-        """Whether there is such a topic."""
-        consumer = Consumer(self._config)
-        try:
-            # Asked for all topics: asking for one by name would make some brokers create it, with their own partition count.
-            return self._topic in consumer.list_topics(timeout=TIMEOUT_S).topics
-        except KafkaException as error:
-            raise UnavailableError(f"Kafka at {self._address} does not answer: {error}") from error
-        finally:
-            consumer.close()
-
     def ends(self, partition: int) -> tuple[int, int]:
         """(first offset held, next offset to be written)."""
         consumer = Consumer(self._config)

@@ -75,6 +75,17 @@ def kafka_config(settings: Settings) -> dict[str, Any]:
     return config
 
 
+def missing_topics(settings: Settings, timeout_s: float = 10.0) -> set[str]:
+    """Names of the topics that are not there; none while Kafka does not answer."""
+    admin = AdminClient(kafka_config(settings) | {"log_level": 2})
+    try:
+        # Asked for all topics: asking for one by name would make some brokers create it, with their own partition count.
+        existing = admin.list_topics(timeout=timeout_s).topics
+    except KafkaException:
+        return set()
+    return {topic.name for topic in topics(settings) if topic.name not in existing}
+
+
 def ensure_topics(settings: Settings, timeout_s: float = 30.0) -> dict[str, int]:
     """Create the topics that are missing; return name → partition count.
 

@@ -16,7 +16,7 @@ DELAYS_MAX = 10_000
 
 
 def create(settings: Settings) -> faust.App:
-    app = create_app("bench-bare", settings)
+    app = create_app("bench-bare", settings, CLICKSTREAM)
     applied: dict[int, int] = {}
     delays_ms: list[float] = []
     assigned: set[int] = set()

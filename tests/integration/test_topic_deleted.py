@@ -38,7 +38,7 @@ def view(settings: Settings, item: str) -> None:
 
 
 def test_a_deleted_clickstream_harms_no_row_and_a_new_one_is_not_mistaken_for_it(store: str, tmp_path: Path) -> None:
-    """The agent ends and says why; started again it makes the topic, whose offsets begin at 0, where the store takes them for folded: it
+    """Agent and joiner end and say why. The agent, started again, makes the topic, whose offsets begin at 0, where the store takes them for folded: it
     refuses, until it is given a store that belongs to this log."""
     log = tmp_path / "agents.log"
     with broker(tmp_path) as broken:
@@ -52,15 +52,18 @@ def test_a_deleted_clickstream_harms_no_row_and_a_new_one_is_not_mistaken_for_it
         def looked_at(*items: str) -> bool:
             return [row.recent_items for row in stored().values()] == [list(items)] * len(SHOPPERS)
 
-        with role(settings, "streams.agents", log) as worker:
+        joiner_log = tmp_path / "joiner.log"
+        with role(settings, "streams.agents", log) as worker, role(settings, "streams.joiner", joiner_log) as joiner:
             until(lambda: ready(settings.agents_metrics_port), "the agent is ready", worker, log)
+            until(lambda: ready(settings.joiner_metrics_port), "the joiner is ready", joiner, joiner_log)
             for item in ("a", "b", "c"):
                 view(settings, item)
             until(lambda: looked_at("c", "b", "a"), "rows are stored", worker, log)
             before = stored()
             admin.delete_topics([CLICKSTREAM], operation_timeout=30)[CLICKSTREAM].result(30)
-            assert worker.wait(DEADLINE_S) != 0
-            assert "the topic clickstream is gone: was it deleted?" in log.read_text()
+            for part, said in ((worker, log), (joiner, joiner_log)):
+                assert part.wait(DEADLINE_S) != 0
+                assert "the topic clickstream is gone: was it deleted?" in said.read_text()
 
         with role(settings, "streams.agents", log) as worker:
             until(lambda: CLICKSTREAM in admin.list_topics(timeout=10).topics, "the topic is made anew", worker, log)
