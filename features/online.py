@@ -150,6 +150,8 @@ class Written(NamedTuple):
     """The stored row is further: another worker owns the partition now, or the row stood twice in one write."""
     same: int
     """The stored row is as far: this write is a repetition of one that came through."""
+    size: int
+    """Bytes of all rows, written or not, without their keys."""
 
 
 class StoreBehindError(UnavailableError):
@@ -204,10 +206,13 @@ class FencedOnlineStore(RedisOnlineStore):
         shared = (b"EVAL", _WRITE, b"0", view.field)
         rows = iter(rows)
         keys: list[list[bytes]] = []
+        size = 0
 
         def batches() -> Iterator[tuple[bytes, int]]:
+            nonlocal size
             while chunk := [(row.key + project, pack(view, *row[1:])) for row in islice(rows, WRITE_ROWS)]:
                 keys.append([key for key, _ in chunk])
+                size += sum([len(row) for _, row in chunk])
                 yield _command(*shared, b"".join([_LENGTHS.pack(len(key), len(row)) + key + row for key, row in chunk])), 1
 
         with self._answering(config):
@@ -224,7 +229,8 @@ class FencedOnlineStore(RedisOnlineStore):
                 f"{len(moved)} row(s) of {view.name} were folded from another partition before, the first is {moved[0]!r}: "
                 "did the topic's partition count change? Keep the count, or rebuild the features from the log"
             )
-        return Written(*(sum(reply[i] for reply in replies) for i in range(3)))
+        written, stale, same = (sum(reply[i] for reply in replies) for i in range(3))
+        return Written(written, stale, same, size)
 
     def read_rows(self, config: RepoConfig, view: View, keys: Sequence[bytes]) -> list[Packed | None]:
         """The row of each entity key; None where there is none.

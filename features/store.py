@@ -19,7 +19,7 @@ from features.values import View, entity_key, python_values
 from liveshelf.errors import UnavailableError
 from liveshelf.settings import Settings
 
-__all__ = ["FeatureRows", "StoreBehindError"]
+__all__ = ["FeatureRows", "StoreBehindError", "Written"]
 
 
 class FeatureRows:

@@ -56,6 +56,7 @@ EVENT_AGE = Histogram(
     buckets=(0.1, 0.5, 1, 5, 30, 60, 600, 3600, 86400),
 )
 ROWS = Counter("liveshelf_agent_rows_total", "Rows written", ["view"])
+BYTES = Counter("liveshelf_agent_row_bytes_total", "Bytes of rows sent to the store, as packed", ["view"])
 APPLIED = Gauge("liveshelf_agent_applied_offset", "Clickstream offset folded and stored", ["partition"])
 LAG = Gauge("liveshelf_agent_lag_events", "Clickstream events not yet folded", ["partition"])
 CAUGHT_UP = Counter("liveshelf_agent_caught_up_events_total", "Events folded from the log because the store did not hold them")
@@ -182,9 +183,9 @@ class FeatureWriter:
                     raise outcome
         with BATCH_SECONDS.labels("store").time():
             for folder, of_version in folded:
-                await asyncio.to_thread(folder.store, of_version)
-                ROWS.labels("shopper").inc(len(of_version.shoppers))
-                ROWS.labels("item").inc(len(of_version.items))
+                for kind, written in (await asyncio.to_thread(folder.store, of_version)).items():
+                    ROWS.labels(kind).inc(written.written)
+                    BYTES.labels(kind).inc(written.size)
 
 
 class Progress:

@@ -16,7 +16,7 @@ from features.events import Event, Handover
 from features.feature_set import FeatureSet
 from features.fold import Fold
 from features.rows import ItemRow, ShopperRow
-from features.store import FeatureRows
+from features.store import FeatureRows, Written
 
 ROWS_CACHED_MAX = 100_000  # rows of each kind in memory, at about 2 kB
 
@@ -106,20 +106,23 @@ class FeatureFolder:
         out.items.extend(items.values())
         return out
 
-    def store(self, folded: Folded) -> None:
-        """Write what was folded, and that it was.
+    def store(self, folded: Folded) -> dict[str, Written]:
+        """Write what was folded, and that it was. Returns what was written by kind of row: item, shopper.
 
         Raises:
             StoreBehindError: the store lost what it held; `forget`, and fold again from the offset that it still holds.
             UnavailableError: the store does not answer; part of it may be written.
         """
-        self._rows.write_items(folded.items, self.features)
-        self._rows.write_shoppers(folded.shoppers, self.features)
+        written = {
+            "item": self._rows.write_items(folded.items, self.features),
+            "shopper": self._rows.write_shoppers(folded.shoppers, self.features),
+        }
         self._rows.advance(self.features.version, {p: (self.held(p), at) for p, at in folded.upto.items()})
         self._held.update(folded.upto)
         for cache in (self._shoppers, self._items):
             while len(cache) > ROWS_CACHED_MAX:
                 cache.popitem(last=False)
+        return written
 
     def _refresh(self) -> None:
         if self._stale:
