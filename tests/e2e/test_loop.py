@@ -4,6 +4,7 @@ import os
 import signal
 import time
 import uuid
+from ipaddress import ip_address
 
 import psutil
 
@@ -126,6 +127,22 @@ def test_a_raw_id_is_stored_nowhere(stack: Stack) -> None:
     for file in stack.settings.data_path.rglob("*"):
         if file.is_file():
             assert secret.encode() not in file.read_bytes(), file
+
+
+def test_nothing_listens_beyond_loopback(stack: Stack) -> None:
+    """Of every process that `liveshelf up` started, and of those that they started."""
+    up = psutil.Process(stack.json("status")["pid"])
+    listening = {
+        (ip_address(connection.laddr.ip.removeprefix("::ffff:")), connection.laddr.port)
+        for process in (up, *up.children(recursive=True))
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    settings = stack.settings
+    asked = {settings.kafka_port, settings.store_port, settings.collector_port, settings.scoring_port, settings.model_server_port}
+    assert asked <= {port for _, port in listening}
+    print("listening:", ", ".join(sorted(f"{address}:{port}" for address, port in listening)))
+    assert [f"{address}:{port}" for address, port in listening if not address.is_loopback] == []
 
 
 def test_any_part_killed_comes_back_and_the_loop_goes_on(stack: Stack) -> None:
