@@ -168,7 +168,7 @@ class FeatureSet:
         for affinity in self.affinities:
             fields.append((f"{affinity.name}_keys", "string_list", affinity.meaning))
             fields.append((f"{affinity.name}_values", "float_list", "their decayed weights"))
-        fields.append(("seen", "bytes", "event ids of the last day, hashed"))
+        fields.append(("seen", "bytes", "hashed ids of the events of two days, the latest 2,048 at most"))
         fields.append(("hour", "int64_list", "latest hour with events, and their number"))
         fields.append(("links", "string_list", "sign-ins of this browser"))
         fields.append(("merged", "string_list", "handovers folded"))
