@@ -36,6 +36,7 @@ SECONDS = Histogram(
 )
 
 BatchAnswer = TypeVar("BatchAnswer")
+Answer = TypeVar("Answer", pb.RecommendResponse, pb.RankResponse)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Recommendations:
         started = time.perf_counter()
         query = checks.recommend_query(request, self._pseudonyms)
         shelf = await self._shelves.shelf(query, self._within(left_s))
-        answer = pb.RecommendResponse(**self._answer(shelf), features_offset=shelf.features_offset)
+        answer = self._answer(pb.RecommendResponse(features_offset=shelf.features_offset), shelf)
         if request.with_timings:
             _add_timings(answer, shelf.timings_ms, started)
         return answer
@@ -127,7 +128,7 @@ class Recommendations:
         query = checks.rank_query(request, self._pseudonyms)
         shelf = await self._shelves.shelf(query, self._within(left_s))
         assert len(shelf.items) == len(query.candidates), (len(shelf.items), len(query.candidates))
-        answer = pb.RankResponse(**self._answer(shelf))
+        answer = self._answer(pb.RankResponse(), shelf)
         if request.with_timings:
             _add_timings(answer, shelf.timings_ms, started)
         return answer
@@ -145,11 +146,11 @@ class Recommendations:
         ][:count]
         answer = pb.SimilarItemsResponse(
             request_id=uuid.uuid4().hex,
-            items=_items(found, [1.0] * len(found), table),
             feature_version=table.features.version,
             degraded=not loaded,
             degraded_reason="" if loaded else "items_loading",
         )
+        _add_items(answer, found, [1.0] * len(found), table)
         if request.with_timings:
             _add_timings(answer, {}, started)
         return answer
@@ -193,38 +194,34 @@ class Recommendations:
     def _within(self, left_s: float | None) -> float:
         return self._deadline_s if left_s is None else min(left_s, self._deadline_s)
 
-    def _answer(self, shelf: Shelf) -> dict[str, Any]:
-        return {
-            "request_id": shelf.request_id,
-            "items": _items(shelf.items, shelf.propensities, self._items()),
-            "model_version": shelf.model_version,
-            "feature_version": shelf.feature_version,
-            "degraded": bool(shelf.degraded),
-            "degraded_reason": shelf.degraded,
-        }
-
-
-def _items(items: Sequence[Scored], propensities: Sequence[float], table: ItemTable) -> list[pb.ScoredItem]:
-    answer = []
-    for position, (scored, propensity) in enumerate(zip(items, propensities, strict=True)):
-        catalog = table.catalog(scored.item)
-        answer.append(
-            pb.ScoredItem(
-                item_id=scored.item,
-                position=position,
-                score=scored.score,
-                click=scored.click,
-                cart=scored.cart,
-                purchase=scored.purchase,
-                candidate_source=scored.source,
-                propensity=propensity,
-                title=catalog.item_name if catalog else "",
-                category=catalog.item_category if catalog else "",
-                brand=catalog.item_brand if catalog else "",
-                price=catalog.price if catalog else 0.0,
-            )
+    def _answer(self, answer: Answer, shelf: Shelf) -> Answer:
+        answer.request_id, answer.model_version, answer.feature_version = (
+            shelf.request_id,
+            shelf.model_version,
+            shelf.feature_version,
         )
-    return answer
+        answer.degraded, answer.degraded_reason = bool(shelf.degraded), shelf.degraded
+        _add_items(answer, shelf.items, shelf.propensities, self._items())
+        return answer
+
+
+def _add_items(answer: Any, items: Sequence[Scored], propensities: Sequence[float], table: ItemTable) -> None:
+    """In place: a message given to another's constructor is copied, and a Rank may answer 2,000."""
+    add, records = answer.items.add, table.records
+    for position, (scored, propensity) in enumerate(zip(items, propensities, strict=True)):
+        added = add(
+            item_id=scored.item,
+            position=position,
+            score=scored.score,
+            click=scored.click,
+            cart=scored.cart,
+            purchase=scored.purchase,
+            candidate_source=scored.source,
+            propensity=propensity,
+        )
+        if (at := records.find(scored.item)) >= 0 and (catalog := records.record(at)) is not None:
+            added.title, added.category = catalog.item_name, catalog.item_category
+            added.brand, added.price = catalog.item_brand, catalog.price
 
 
 def _add_timings(answer: Any, stages_ms: dict[str, float], started: float) -> None:
