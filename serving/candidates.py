@@ -21,9 +21,7 @@ from serving.live_model import LiveModel
 POPULAR_EVERY_MS = 500  # how old the popular lists may be; making one looks at every item: 1 ms for 100,000
 POPULAR_KEPT = 1_000  # covers a shelf of 100 and what 1,000 exclusions may take from it, mostly
 CATEGORIES_KEPT = 1_000  # lists by category, each made when first asked for
-CATEGORY_EVERY_MS = (
-    5_000  # how old those may be while no item comes: what is popular in one category changes more slowly
-)
+CATEGORY_EVERY_MS = 5_000  # how old those may be while no item comes: what is popular in one category changes more slowly
 NEW_FOR_MS = 7 * 24 * 3_600_000
 NEW_ENGAGEMENT_MAX = 20.0  # clicks' worth; beyond it an item is found by its behaviour
 NEW_KEPT = 2_000  # the newest; a shop that sends its whole catalog at once has only new items
