@@ -9,7 +9,8 @@ import asyncio
 import hmac
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from serving import checks, status
 from serving.admission import Admission
 from serving.query import Scored, Shelf, Shelves
 from serving.status import ApiError
+from serving.tracing import Tracing
 from streams.pseudonym import Pseudonyms
 
 log = structlog.get_logger()
@@ -35,6 +37,7 @@ SECONDS = Histogram(
     buckets=(0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512),
 )
 
+NO_TRACE: Mapping[str, str] = {}
 BatchAnswer = TypeVar("BatchAnswer")
 Answer = TypeVar("Answer", pb.RecommendResponse, pb.RankResponse)
 
@@ -51,9 +54,12 @@ class Method:
     admission: Admission
     token: str = ""
     """What callers must show; empty: nothing."""
+    tracing: Tracing | None = None
 
-    async def answer(self, decode: Callable[[], Any], left_s: float | None, authorization: str) -> Message:
-        """The answer to one call. `decode` makes its request; it is only run for a call that is let in.
+    async def answer(
+        self, decode: Callable[[], Any], left_s: float | None, authorization: str, carrier: Mapping[str, str] = NO_TRACE
+    ) -> Message:
+        """The answer to one call. `decode` makes its request; it is only run for a call that is let in. `carrier` as Tracing.call takes it.
 
         Raises:
             ApiError: no answer, and why.
@@ -62,7 +68,7 @@ class Method:
         started, code = time.perf_counter(), "CANCELLED"
         try:
             self._authorise(authorization)
-            with self.admission.slot():
+            with self.admission.slot(left_s), self._traced(carrier):
                 async with self.admission.turn():
                     if left_s is not None and (left_s := left_s - (time.perf_counter() - started)) <= 0:
                         raise status.late()
@@ -79,6 +85,9 @@ class Method:
         finally:
             REQUESTS.labels(self.name, code).inc()
             SECONDS.labels(self.name).observe(time.perf_counter() - started)
+
+    def _traced(self, carrier: Mapping[str, str]) -> AbstractContextManager[None]:
+        return self.tracing.call(self.service, self.name, carrier) if self.tracing else nullcontext()
 
     def _decoded(self, decode: Callable[[], Any]) -> Any:
         try:
@@ -231,7 +240,12 @@ def _add_timings(answer: Any, stages_ms: dict[str, float], started: float) -> No
 
 
 def methods(
-    recommendations: Recommendations, record_events: Any, admission: Admission, events: Admission, token: str
+    recommendations: Recommendations,
+    record_events: Any,
+    admission: Admission,
+    events: Admission,
+    token: str,
+    tracing: Tracing | None = None,
 ) -> list[Method]:
     """Every call of the API, in the order of the proto. `record_events` is the call of EventService."""
     calls = {
@@ -248,7 +262,7 @@ def methods(
         for method in service.methods:
             request, response = getattr(pb, method.input_type.name), getattr(pb, method.output_type.name)
             bound = events if service.name == "EventService" else admission
-            found.append(Method(service.full_name, method.name, request, response, calls.pop(method.name), bound, token))
+            found.append(Method(service.full_name, method.name, request, response, calls.pop(method.name), bound, token, tracing))
     assert not calls, calls
     return found
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from serving.live_model import ModelFollower
 from serving.model_client import ModelClient
 from serving.pipeline import open_pipeline
 from serving.rpc import Health, make_server
+from serving.tracing import Tracing, open_tracing
 from streams.health import serve_health
 from streams.logs import configure_logs
 from streams.producer import EventProducer
@@ -63,7 +65,7 @@ class Sides:
         return side
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, tracing: Tracing | None = None) -> None:
     """Run until SIGTERM or SIGINT.
 
     Raises:
@@ -80,9 +82,11 @@ async def serve(settings: Settings) -> None:
         impressions = await stack.enter_async_context(EventProducer(settings, IMPRESSIONS_INFLIGHT_MAX))
         # A producer of their own: impressions that wait for Kafka must not keep events out, nor the other way round.
         events = EventRecorder(
-            await stack.enter_async_context(EventProducer(settings, settings.events_inflight_max)), settings, pseudonyms
+            await stack.enter_async_context(EventProducer(settings, settings.events_inflight_max)), settings, pseudonyms, tracing
         )
-        client = await stack.enter_async_context(ModelClient(settings))
+        if tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, tracing.close)  # it waits for the exporter
+        client = await stack.enter_async_context(ModelClient(settings, tracing))
         sides = Sides(rows, memory)
         models = ModelFollower(
             client,
@@ -95,7 +99,9 @@ async def serve(settings: Settings) -> None:
         def log_impression(impression: Impression) -> None:
             impressions.send_nowait(IMPRESSIONS, impression.shopper, encode(impression))
 
-        maker = await stack.enter_async_context(open_pipeline(settings, rows, sides, memory, models, log_impression, pseudonyms))
+        maker = await stack.enter_async_context(
+            open_pipeline(settings, rows, sides, memory, models, log_impression, pseudonyms, tracing)
+        )
         admission = Admission(settings.scoring_concurrency_max, "requests")
         DROPPED.set_function(lambda: impressions.dropped)
         UNDER_WAY.set_function(lambda: admission.under_way)
@@ -108,6 +114,7 @@ async def serve(settings: Settings) -> None:
             admission,
             Admission(EVENT_CALLS_MAX, "RecordEvents calls"),
             settings.scoring_token,
+            tracing,
         )
         server, health = await make_server(settings, calls)
         http = await serve_http(settings, calls)
@@ -167,7 +174,7 @@ def settle_interpreter() -> None:
 def main() -> int:
     configure_logs()
     try:
-        uvloop.run(serve(load_settings()))
+        uvloop.run(serve(load_settings(), open_tracing(os.environ)))
     except LiveshelfError as error:
         log.error("failed", error=str(error))
         return error.exit_code

@@ -39,6 +39,7 @@ from serving.live_model import OBJECTIVE_WEIGHTS, LiveModel, ModelFollower
 from serving.model_client import ModelNotFoundError
 from serving.query import ANYTHING, Filters, Query, Scored, Shelf
 from serving.rules import NO_RULES, Rules
+from serving.tracing import Tracing
 from streams.records import Impression
 
 __all__ = ["Policy", "ShelfMaker", "Side"]
@@ -132,6 +133,7 @@ class Clock:
 
     until_s: float
     timings_ms: dict[str, float] = field(default_factory=dict)
+    tracing: Tracing | None = None
 
     def left_s(self) -> float:
         return self.until_s - time.perf_counter()
@@ -140,7 +142,11 @@ class Clock:
     def stage(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
         try:
-            yield
+            if self.tracing is None:
+                yield
+            else:
+                with self.tracing.stage(name):
+                    yield
         finally:
             took = time.perf_counter() - began
             self.timings_ms[name] = 1000 * took
@@ -169,11 +175,13 @@ class ShelfMaker:
         rules: Callable[[], Rules] = lambda: NO_RULES,
         items_state: Callable[[], str] = lambda: "",
         static: StaticShelves | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._rows, self._side, self._models, self._sources = rows, side, models, sources
         self._log_impression, self._clock_ms = log_impression, clock_ms
         self._policy, self._rules, self._items_state, self._static = policy, rules, items_state, static
         self._threads = ThreadPoolExecutor(STORE_THREADS, "store")
+        self._tracing = tracing
         self._last_good = LastGood()
         self._store = Breaker("store", "store_late", store_timeout_s)
         # A canary has breakers of its own: what is wrong with it must not keep the others from the stable version.
@@ -198,7 +206,7 @@ class ShelfMaker:
         """
         began = time.perf_counter()
         budget_s = max(deadline_s - DEADLINE_MARGIN_S, 0.0)
-        clock = Clock(began + budget_s)
+        clock = Clock(began + budget_s, tracing=self._tracing)
         time_ms = self._clock_ms()
         side, model = self.side(query.shopper)
         try:
@@ -216,6 +224,15 @@ class ShelfMaker:
         shelf = made.shelf
         clock.timings_ms["total"] = 1000 * (time.perf_counter() - began)
         shelf.timings_ms = clock.timings_ms
+        if self._tracing is not None:
+            self._tracing.note(
+                request_id=shelf.request_id,
+                model_version=shelf.model_version,
+                features_partition=made.shopper.partition,
+                features_offset=shelf.features_offset,
+                degraded=shelf.degraded,
+                items=len(shelf.items),
+            )
         if logged:
             asyncio.get_running_loop().call_soon(self._after, query, time_ms, made)
         return shelf
