@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from serving.status import overloaded
 
 WORKING_MAX = 8  # requests worked on together: what the model server batches; more only make each turn of the event loop longer
-LEFT_MIN_S = 0.04  # of a call's deadline, when the scorer is never idle: with less, the store and the model get too little of it
+LEFT_MIN_S = 0.02  # of a call's deadline, when the scorer is never idle: a shelf takes a quarter of it, its way home another
 IDLE_SHARE_MAX = 0.25  # of the time between calls
 BRING_IN_S = 0.002  # what gRPC may take to bring in a call that waits; nothing is done meanwhile, and yet it is not idle
 RECENT = 1 / 32  # weight of the latest call in what is remembered of all
@@ -26,7 +26,10 @@ class Admission:
 
     def __init__(self, limit: int, what: str, clock_s: Callable[[], float] = time.perf_counter) -> None:
         assert limit >= 1
-        self.limit, self.under_way, self._what, self._clock_s = limit, 0, what, clock_s
+        self.limit, self.under_way, self._clock_s = limit, 0, clock_s
+        # Made once: under overload most of the time goes into refusing.
+        self._full = overloaded(f"{limit} {what} are under way, as many as this scorer takes at once. Try again in a moment.")
+        self._too_late = overloaded(f"So many {what} are under way that this one would not be done in time. Try again in a moment.")
         self._working = asyncio.Semaphore(WORKING_MAX)
         self._waiting = self._at_work = 0
         self._pace_s = 0.0  # from one request done to the next
@@ -43,13 +46,9 @@ class Admission:
         """
         self._note_call()
         if self.under_way >= self.limit:
-            raise overloaded(
-                f"{self.under_way} {self._what} are under way, as many as this scorer takes at once. Try again in a moment."
-            )
+            raise self._full.with_traceback(None)
         if left_s is not None and self._saturated and left_s < LEFT_MIN_S + self._waiting * self._pace_s:
-            raise overloaded(
-                f"{self.under_way} {self._what} are under way: this one would not be done in time. Try again in a moment."
-            )
+            raise self._too_late.with_traceback(None)
         self.under_way += 1
         try:
             yield

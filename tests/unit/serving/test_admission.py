@@ -71,9 +71,9 @@ def test_those_who_wait_use_up_the_time_of_a_call_that_comes_after_them() -> Non
 
         requests = [asyncio.create_task(request()) for _ in range(WORKING_MAX + 10)]
         await until(lambda: admission.under_way == WORKING_MAX + 10)
-        with pytest.raises(ApiError, match="would not be done in time"), admission.slot(0.12):
+        with pytest.raises(ApiError, match="would not be done in time"), admission.slot(0.1):
             pass
-        with admission.slot(0.16):  # ten before it, 10 ms each, and what it needs itself
+        with admission.slot(0.14):  # ten before it, 10 ms each, and what it needs itself
             pass
         done.set()
         await asyncio.gather(*requests)
