@@ -1,62 +1,89 @@
-"""Admission control: what is under way is bounded, and what is over the bound is refused before any work is done. There is no queue."""
+"""Admission control: what is under way is bounded, and what cannot be answered in time is refused before any work is done."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from serving.status import overloaded
 
 WORKING_MAX = 8  # requests worked on together: what the model server batches; more only make each turn of the event loop longer
-QUIET_TURNS = 4  # of the event loop, within which grpc would have brought in a call that waits
+LEFT_MIN_S = 0.02  # of a call's deadline, when the scorer is never idle: a shelf takes a quarter of it, its way home another
+IDLE_SHARE_MAX = 0.25  # of the time between calls
+BRING_IN_S = 0.002  # what gRPC may take to bring in a call that waits; nothing is done meanwhile, and yet it is not idle
+RECENT = 1 / 32  # weight of the latest call in what is remembered of all
 
 
 class Admission:
     """A count of requests under way, on one event loop.
 
-    A queue would only make everybody wait: at a load above what the scorer can do it never empties, and requests would be answered after
-    their callers have gone. Refusing at once keeps the time of the admitted ones, and costs a fraction of what answering does.
+    A queue only makes everybody wait: at a load above what the scorer can do it never empties, and requests would be answered after their
+    callers have gone. So there are two bounds: `limit`, and the caller's own deadline, which those that wait before it may use up (by Little's
+    law, their number times the pace at which requests are done). gRPC keeps a queue of its own, which nobody sees: it brings in
+    one call a turn of the event loop, the oldest first. Under overload those have almost no time left, and working on them makes the next
+    ones just as old: at 3 x capacity 18 % of it was answered in time. Refusing them costs a tenth of answering, and lets younger calls in.
     """
 
-    def __init__(self, limit: int, what: str) -> None:
+    def __init__(self, limit: int, what: str, clock_s: Callable[[], float] = time.perf_counter) -> None:
         assert limit >= 1
-        self.limit, self.under_way, self._what = limit, 0, what
-        self._came = 0
+        self.limit, self.under_way, self._clock_s = limit, 0, clock_s
+        # Made once: under overload most of the time goes into refusing.
+        self._full = overloaded(f"{limit} {what} are under way, as many as this scorer takes at once. Try again in a moment.")
+        self._too_late = overloaded(f"So many {what} are under way that this one would not be done in time. Try again in a moment.")
         self._working = asyncio.Semaphore(WORKING_MAX)
+        self._waiting = self._at_work = 0
+        self._pace_s = 0.0  # from one request done to the next
+        self._done_s = 0.0  # when the last one was done
+        self._came_s = 0.0
+        self._gap_s = self._idle_s = 0.0  # between two calls, and how much of it nothing was done
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold one slot.
+    def slot(self, left_s: float | None = None) -> Iterator[None]:
+        """Hold one slot. `left_s` is what is left of the caller's deadline, None without one.
 
         Raises:
-            ApiError: RESOURCE_EXHAUSTED, all are taken.
+            ApiError: RESOURCE_EXHAUSTED, all are taken, or it would not be answered in time.
         """
-        self._came += 1
+        self._note_call()
         if self.under_way >= self.limit:
-            raise overloaded(
-                f"{self.under_way} {self._what} are under way, as many as this scorer takes at once. Try again in a moment."
-            )
+            raise self._full.with_traceback(None)
+        if left_s is not None and self._saturated and left_s < LEFT_MIN_S + self._waiting * self._pace_s:
+            raise self._too_late.with_traceback(None)
         self.under_way += 1
         try:
             yield
         finally:
             self.under_way -= 1
+            self._done_s = self._clock_s()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """With a slot held: wait until it is this request's turn to be worked on.
-
-        grpc brings in one call a turn of the event loop. While requests are worked on in long turns, calls wait in grpc, where nobody
-        refuses them, until their callers have gone: at 3 x capacity 5 % of it was answered in time. So those who wait come in first, and
-        are admitted or refused; that costs a tenth of answering them.
-        """
-        async with self._working:
-            if self.under_way > 1:
-                came, quiet = self._came, 0
-                while quiet < QUIET_TURNS:
-                    await asyncio.sleep(0)
-                    quiet = quiet + 1 if came == self._came else 0
-                    came = self._came
+        """With a slot held: wait until it is this request's turn to be worked on."""
+        self._waiting += 1
+        try:
+            await self._working.acquire()
+        finally:
+            self._waiting -= 1
+        self._at_work += 1
+        began_s = self._clock_s()
+        try:
             yield
+        finally:
+            self._pace_s += RECENT * ((self._clock_s() - began_s) / self._at_work - self._pace_s)
+            self._at_work -= 1
+            self._working.release()
+
+    @property
+    def _saturated(self) -> bool:
+        """Whether calls come faster than they are dealt with, as far as the latest ones tell."""
+        return self._idle_s < IDLE_SHARE_MAX * self._gap_s
+
+    def _note_call(self) -> None:
+        now_s = self._clock_s()
+        idle_s = 0.0 if self.under_way else max(now_s - max(self._done_s, self._came_s) - BRING_IN_S, 0.0)
+        self._gap_s += RECENT * (min(now_s - self._came_s, 1.0) - self._gap_s)
+        self._idle_s += RECENT * (min(idle_s, 1.0) - self._idle_s)
+        self._came_s = now_s
 
     @contextmanager
     def more(self, wanted: int) -> Iterator[int]:

@@ -21,6 +21,7 @@ from serving.live_model import LiveModel
 POPULAR_EVERY_MS = 500  # how old the popular lists may be; making one looks at every item: 1 ms for 100,000
 POPULAR_KEPT = 1_000  # covers a shelf of 100 and what 1,000 exclusions may take from it, mostly
 CATEGORIES_KEPT = 1_000  # lists by category, each made when first asked for
+CATEGORY_EVERY_MS = 5_000  # how old those may be while no item comes: what is popular in one category changes more slowly
 NEW_FOR_MS = 7 * 24 * 3_600_000
 NEW_ENGAGEMENT_MAX = 20.0  # clicks' worth; beyond it an item is found by its behaviour
 NEW_KEPT = 2_000  # the newest; a shop that sends its whole catalog at once has only new items
@@ -40,6 +41,7 @@ class Lists:
         self._new: Rows = NOTHING
         self._is_new = np.zeros(1, dtype=bool)
         self._by_category: dict[int, Rows] = {}
+        self._categories_ms = -CATEGORY_EVERY_MS
 
     def popular(self, time_ms: int) -> Rows:
         """At most POPULAR_KEPT available rows, the most engaged first."""
@@ -73,8 +75,10 @@ class Lists:
         size = len(self._items.records)
         if abs(time_ms - self._made_ms) < POPULAR_EVERY_MS and size <= 2 * self._size:
             return
+        if size != self._size or abs(time_ms - self._categories_ms) >= CATEGORY_EVERY_MS:
+            self._by_category.clear()
+            self._categories_ms = time_ms
         self._made_ms, self._size = time_ms, size
-        self._by_category.clear()
         self._popular = self._items.popular_rows(POPULAR_KEPT)
         records = self._items.records
         since = records.since_ms[:size]

@@ -42,11 +42,12 @@ class Checks:
         if len(ids) > count_max:
             self.refuse(field, f"{len(ids)} items", f"at most {count_max}")
             return ()
+        ids = tuple(ids)  # once: a message makes its strings anew each time they are looked at
         for index, item in enumerate(ids):
             if not 1 <= len(item) <= ITEM_ID_CHARS_MAX:
                 self.refuse(f"{field}[{index}]", f"an id of {len(item)} characters", f"1 to {ITEM_ID_CHARS_MAX}")
                 break  # the first tells enough: a list of 2,000 wrong ones is no better described by 2,000 violations
-        return tuple(ids)
+        return ids
 
     def item(self, item: str) -> str:
         if not 1 <= len(item) <= ITEM_ID_CHARS_MAX:
@@ -57,12 +58,9 @@ class Checks:
         candidates = self.ids("item_ids", ids, CANDIDATES_MAX)
         if not ids:
             self.refuse("item_ids", "none", f"1 to {CANDIDATES_MAX} candidates")
-        seen: set[str] = set()
-        for index, item in enumerate(candidates):
-            if item in seen:
-                self.refuse(f"item_ids[{index}]", f"{quoted(item)} once more", "distinct candidates")
-                break
-            seen.add(item)
+        if len(set(candidates)) < len(candidates):
+            index = next(at for at, item in enumerate(candidates) if item in candidates[:at])
+            self.refuse(f"item_ids[{index}]", f"{quoted(candidates[index])} once more", "distinct candidates")
         return candidates
 
     def who(self, shopper: pb.Shopper, pseudonyms: Pseudonyms) -> tuple[str, str]:

@@ -9,8 +9,10 @@ import asyncio
 import hmac
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import structlog
@@ -23,6 +25,7 @@ from serving import checks, status
 from serving.admission import Admission
 from serving.query import Scored, Shelf, Shelves
 from serving.status import ApiError
+from serving.tracing import Tracing
 from streams.pseudonym import Pseudonyms
 
 log = structlog.get_logger()
@@ -35,7 +38,11 @@ SECONDS = Histogram(
     buckets=(0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512),
 )
 
+_requests, _seconds = cache(REQUESTS.labels), cache(SECONDS.labels)  # see serving/shelf.py
+
+NO_TRACE: Mapping[str, str] = {}
 BatchAnswer = TypeVar("BatchAnswer")
+Answer = TypeVar("Answer", pb.RecommendResponse, pb.RankResponse)
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,12 @@ class Method:
     admission: Admission
     token: str = ""
     """What callers must show; empty: nothing."""
+    tracing: Tracing | None = None
 
-    async def answer(self, decode: Callable[[], Any], left_s: float | None, authorization: str) -> Message:
-        """The answer to one call. `decode` makes its request; it is only run for a call that is let in.
+    async def answer(
+        self, decode: Callable[[], Any], left_s: float | None, authorization: str, carrier: Mapping[str, str] = NO_TRACE
+    ) -> Message:
+        """The answer to one call. `decode` makes its request; it is only run for a call that is let in. `carrier` as Tracing.call takes it.
 
         Raises:
             ApiError: no answer, and why.
@@ -61,7 +71,7 @@ class Method:
         started, code = time.perf_counter(), "CANCELLED"
         try:
             self._authorise(authorization)
-            with self.admission.slot():
+            with self.admission.slot(left_s), self._traced(carrier):
                 async with self.admission.turn():
                     if left_s is not None and (left_s := left_s - (time.perf_counter() - started)) <= 0:
                         raise status.late()
@@ -76,8 +86,11 @@ class Method:
             log.exception("call failed", method=self.name)
             raise status.internal() from error
         finally:
-            REQUESTS.labels(self.name, code).inc()
-            SECONDS.labels(self.name).observe(time.perf_counter() - started)
+            _requests(self.name, code).inc()
+            _seconds(self.name).observe(time.perf_counter() - started)
+
+    def _traced(self, carrier: Mapping[str, str]) -> AbstractContextManager[None]:
+        return self.tracing.call(self.service, self.name, carrier) if self.tracing else nullcontext()
 
     def _decoded(self, decode: Callable[[], Any]) -> Any:
         try:
@@ -117,7 +130,7 @@ class Recommendations:
         started = time.perf_counter()
         query = checks.recommend_query(request, self._pseudonyms)
         shelf = await self._shelves.shelf(query, self._within(left_s))
-        answer = pb.RecommendResponse(**self._answer(shelf), features_offset=shelf.features_offset)
+        answer = self._answer(pb.RecommendResponse(features_offset=shelf.features_offset), shelf)
         if request.with_timings:
             _add_timings(answer, shelf.timings_ms, started)
         return answer
@@ -127,7 +140,7 @@ class Recommendations:
         query = checks.rank_query(request, self._pseudonyms)
         shelf = await self._shelves.shelf(query, self._within(left_s))
         assert len(shelf.items) == len(query.candidates), (len(shelf.items), len(query.candidates))
-        answer = pb.RankResponse(**self._answer(shelf))
+        answer = self._answer(pb.RankResponse(), shelf)
         if request.with_timings:
             _add_timings(answer, shelf.timings_ms, started)
         return answer
@@ -145,11 +158,11 @@ class Recommendations:
         ][:count]
         answer = pb.SimilarItemsResponse(
             request_id=uuid.uuid4().hex,
-            items=_items(found, [1.0] * len(found), table),
             feature_version=table.features.version,
             degraded=not loaded,
             degraded_reason="" if loaded else "items_loading",
         )
+        _add_items(answer, found, [1.0] * len(found), table)
         if request.with_timings:
             _add_timings(answer, {}, started)
         return answer
@@ -193,38 +206,34 @@ class Recommendations:
     def _within(self, left_s: float | None) -> float:
         return self._deadline_s if left_s is None else min(left_s, self._deadline_s)
 
-    def _answer(self, shelf: Shelf) -> dict[str, Any]:
-        return {
-            "request_id": shelf.request_id,
-            "items": _items(shelf.items, shelf.propensities, self._items()),
-            "model_version": shelf.model_version,
-            "feature_version": shelf.feature_version,
-            "degraded": bool(shelf.degraded),
-            "degraded_reason": shelf.degraded,
-        }
-
-
-def _items(items: Sequence[Scored], propensities: Sequence[float], table: ItemTable) -> list[pb.ScoredItem]:
-    answer = []
-    for position, (scored, propensity) in enumerate(zip(items, propensities, strict=True)):
-        catalog = table.catalog(scored.item)
-        answer.append(
-            pb.ScoredItem(
-                item_id=scored.item,
-                position=position,
-                score=scored.score,
-                click=scored.click,
-                cart=scored.cart,
-                purchase=scored.purchase,
-                candidate_source=scored.source,
-                propensity=propensity,
-                title=catalog.item_name if catalog else "",
-                category=catalog.item_category if catalog else "",
-                brand=catalog.item_brand if catalog else "",
-                price=catalog.price if catalog else 0.0,
-            )
+    def _answer(self, answer: Answer, shelf: Shelf) -> Answer:
+        answer.request_id, answer.model_version, answer.feature_version = (
+            shelf.request_id,
+            shelf.model_version,
+            shelf.feature_version,
         )
-    return answer
+        answer.degraded, answer.degraded_reason = bool(shelf.degraded), shelf.degraded
+        _add_items(answer, shelf.items, shelf.propensities, self._items())
+        return answer
+
+
+def _add_items(answer: Any, items: Sequence[Scored], propensities: Sequence[float], table: ItemTable) -> None:
+    """In place: a message given to another's constructor is copied, and a Rank may answer 2,000."""
+    add, records = answer.items.add, table.records
+    for position, (scored, propensity) in enumerate(zip(items, propensities, strict=True)):
+        added = add(
+            item_id=scored.item,
+            position=position,
+            score=scored.score,
+            click=scored.click,
+            cart=scored.cart,
+            purchase=scored.purchase,
+            candidate_source=scored.source,
+            propensity=propensity,
+        )
+        if (at := records.find(scored.item)) >= 0 and (catalog := records.record(at)) is not None:
+            added.title, added.category = catalog.item_name, catalog.item_category
+            added.brand, added.price = catalog.item_brand, catalog.price
 
 
 def _add_timings(answer: Any, stages_ms: dict[str, float], started: float) -> None:
@@ -234,7 +243,12 @@ def _add_timings(answer: Any, stages_ms: dict[str, float], started: float) -> No
 
 
 def methods(
-    recommendations: Recommendations, record_events: Any, admission: Admission, events: Admission, token: str
+    recommendations: Recommendations,
+    record_events: Any,
+    admission: Admission,
+    events: Admission,
+    token: str,
+    tracing: Tracing | None = None,
 ) -> list[Method]:
     """Every call of the API, in the order of the proto. `record_events` is the call of EventService."""
     calls = {
@@ -251,7 +265,7 @@ def methods(
         for method in service.methods:
             request, response = getattr(pb, method.input_type.name), getattr(pb, method.output_type.name)
             bound = events if service.name == "EventService" else admission
-            found.append(Method(service.full_name, method.name, request, response, calls.pop(method.name), bound, token))
+            found.append(Method(service.full_name, method.name, request, response, calls.pop(method.name), bound, token, tracing))
     assert not calls, calls
     return found
 

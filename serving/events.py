@@ -15,8 +15,9 @@ from liveshelf.errors import UnavailableError
 from liveshelf.settings import Settings
 from liveshelf.v1 import recommendation_pb2 as pb
 from serving import status
+from serving.tracing import Tracing
 from streams.intake import Intake, TooManyError, read_events
-from streams.producer import InflightLimitError, Message, Producer
+from streams.producer import Delivery, InflightLimitError, Message, Producer
 from streams.pseudonym import Pseudonyms
 from streams.records import encode
 from streams.topics import CLICKSTREAM, CLICKSTREAM_REJECTED
@@ -35,8 +36,8 @@ RETRY_S = 1.0  # a broker that restarts is back within seconds
 class EventRecorder:
     """The call of EventService. `producer` is open; `follow` runs as long as it does."""
 
-    def __init__(self, producer: Producer, settings: Settings, pseudonyms: Pseudonyms) -> None:
-        self._producer, self._settings, self._pseudonyms = producer, settings, pseudonyms
+    def __init__(self, producer: Producer, settings: Settings, pseudonyms: Pseudonyms, tracing: Tracing | None = None) -> None:
+        self._producer, self._settings, self._pseudonyms, self._tracing = producer, settings, pseudonyms, tracing
         self._seen_s = float("-inf")
 
     @property
@@ -70,7 +71,11 @@ class EventRecorder:
             EVENTS.labels("rejected", refusal.reason).inc()
         if not taken.accepted:
             raise status.invalid([_violation(refusal) for refusal in taken.refusals])
-        await self._deliver([Message(CLICKSTREAM, event.shopper, encode(event)) for event in taken.accepted])
+        delivered = await self._deliver([Message(CLICKSTREAM, event.shopper, encode(event)) for event in taken.accepted])
+        if self._tracing is not None:
+            self._tracing.note(
+                event_ids=[event.event_id for event in taken.accepted], offsets=[f"{d.partition}:{d.offset}" for d in delivered]
+            )
         EVENTS.labels("accepted", "").inc(len(taken.accepted))
         return pb.RecordEventsResponse(accepted=len(taken.accepted), refusals=[_refusal(refusal) for refusal in taken.refusals])
 
@@ -82,7 +87,7 @@ class EventRecorder:
             expected = f"at most {self._settings.events_per_request_max}"
             raise status.invalid([status.violation("events", f"{error.count} events", expected, "TOO_MANY")]) from None
 
-    async def _deliver(self, messages: list[Message]) -> None:
+    async def _deliver(self, messages: list[Message]) -> list[Delivery]:
         try:
             outcomes = await self._producer.send_all(messages)
         except InflightLimitError as error:
@@ -93,6 +98,7 @@ class EventRecorder:
             raise status.unavailable(
                 f"{failed[0]} Send the same request again: events that carry an id count once", "KAFKA_UNAVAILABLE", RETRY_S
             )
+        return [outcome for outcome in outcomes if isinstance(outcome, Delivery)]
 
 
 def _wire(message: ProtoMessage) -> dict[str, Any]:

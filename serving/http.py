@@ -7,7 +7,7 @@ Errors are google.rpc.Status as JSON, with the HTTP code that belongs to its gRP
 import asyncio
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from google.protobuf.message import Message
 from liveshelf.errors import ConflictError, SettingsError
 from liveshelf.settings import Settings
 from serving import openapi, status
-from serving.edge import Method
+from serving.edge import NO_TRACE, Method
 from serving.rpc import REQUEST_BYTES_MAX, tls_on
 from serving.status import HTTP_CODES, ApiError
+from serving.tracing import CARRIED
 
 CONTENT_TYPES = ("", "application/octet-stream", "application/json", "text/plain")
 """None at all reads as octet-stream; text/plain is what a browser may post to another origin without asking first."""
@@ -32,7 +33,7 @@ _TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")  # as gRPC spells it
 _UNIT_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 CORS = {
     "Access-Control-Allow-Methods": "POST, GET",
-    "Access-Control-Allow-Headers": "content-type, authorization, grpc-timeout",
+    "Access-Control-Allow-Headers": "content-type, authorization, grpc-timeout, traceparent, tracestate, baggage",
     "Access-Control-Max-Age": "86400",
 }
 
@@ -84,10 +85,15 @@ async def _call(method: Method, request: web.Request) -> web.Response:
     body = await request.read()
     try:
         async with asyncio.timeout(left_s):
-            answer = await method.answer(partial(_parse, body, method.request), left_s, request.headers.get("authorization", ""))
+            authorization = request.headers.get("authorization", "")
+            answer = await method.answer(partial(_parse, body, method.request), left_s, authorization, _carrier(method, request))
     except TimeoutError:
         raise status.late() from None
     return web.Response(text=_json(answer), content_type="application/json")
+
+
+def _carrier(method: Method, request: web.Request) -> Mapping[str, str]:
+    return {key: value for key in CARRIED if (value := request.headers.get(key))} if method.tracing else NO_TRACE
 
 
 def _parse(body: bytes, kind: type[Message]) -> Message:

@@ -9,6 +9,7 @@ from liveshelf.errors import NotFoundError, UnavailableError
 from liveshelf.settings import Settings
 from serving import tfserving_pb2 as pb
 from serving.tensors import Array, decode_tensor, encode_tensor
+from serving.tracing import Tracing
 
 AVAILABLE = 30  # tensorflow.serving.ModelVersionStatus.State
 MESSAGE_BYTES_MAX = 64 * 2**20  # as the server
@@ -45,7 +46,8 @@ class ModelNotFoundError(NotFoundError):
 class ModelClient:
     """Asks one model of one model server. Create it inside a running event loop, and close it (or use `async with`)."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tracing: Tracing | None = None) -> None:
+        self._tracing = tracing
         self._address, self._model = settings.model_server_address, settings.model_name
         self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
         self._predict = self._channel.unary_unary(
@@ -147,7 +149,11 @@ class ModelClient:
         for name, array in inputs.items():
             encode_tensor(array, request.inputs[name])
         try:
-            response = await self._predict(request, timeout=timeout_s)
+            if self._tracing is None:
+                response = await self._predict(request, timeout=timeout_s)
+            else:
+                with self._tracing.model_call(signature, version) as metadata:
+                    response = await self._predict(request, timeout=timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise self._error(error, version) from error
         try:

@@ -19,6 +19,7 @@ from serving.live_model import ModelFollower
 from serving.query import Query, Shelf
 from serving.rules import REFUSED, RulesFollower
 from serving.shelf import Policy, ShelfMaker
+from serving.tracing import Tracing
 from streams.pseudonym import Pseudonyms
 from streams.records import Impression
 
@@ -38,6 +39,7 @@ async def open_pipeline(
     models: ModelFollower,
     log_impression: Callable[[Impression], None],
     pseudonyms: Pseudonyms,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[ShelfMaker]:
     """The shelf maker, with what runs beside it until the block ends."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -61,6 +63,7 @@ async def open_pipeline(
         rules=lambda: rules.rules,
         items_state=memory.state,
         static=static,
+        tracing=tracing,
     )
     work = [rules.follow(), static.keep_written(lambda: maker.side()[0], lambda: int(time.time() * 1000))]
     if settings.freshness_probe_s:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from features.rows import CatalogItem
 
@@ -49,8 +49,7 @@ class Query:
     """Of what is found; the caller's own candidates are ranked as they are."""
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):
     """One item of a shelf, or a candidate on its way there."""
 
     item: str

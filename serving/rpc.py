@@ -12,8 +12,9 @@ from grpc_reflection.v1alpha import reflection
 
 from liveshelf.errors import ConflictError, SettingsError
 from liveshelf.settings import Settings
-from serving.edge import SERVICES, Method
+from serving.edge import NO_TRACE, SERVICES, Method
 from serving.status import ApiError
+from serving.tracing import CARRIED
 
 REQUEST_BYTES_MAX = 4 * 2**20  # 2,000 candidates with ids of 128 four-byte characters are 1 MB
 ANSWER_BYTES_MAX = 16 * 2**20  # 10,000 ranked items of a batch, with long titles
@@ -83,8 +84,9 @@ def _handler(method: Method) -> grpc.RpcMethodHandler:
 
     async def call(body: bytes, context: grpc.aio.ServicerContext) -> Any:
         authorization = _metadata(context, "authorization") if method.token else ""
+        carrier = {key: value for key in CARRIED if (value := _metadata(context, key))} if method.tracing else NO_TRACE
         try:
-            return await method.answer(partial(method.request.FromString, body), context.time_remaining(), authorization)
+            return await method.answer(partial(method.request.FromString, body), context.time_remaining(), authorization, carrier)
         except ApiError as error:
             await context.abort(error.code, error.message, error.trailing_metadata)
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import gc
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from serving.live_model import ModelFollower
 from serving.model_client import ModelClient
 from serving.pipeline import open_pipeline
 from serving.rpc import Health, make_server
+from serving.tracing import Tracing, open_tracing
 from streams.health import serve_health
 from streams.logs import configure_logs
 from streams.producer import EventProducer
@@ -38,6 +41,9 @@ RECOMMENDATION_SERVICE, EVENT_SERVICE = SERVICES
 IMPRESSIONS_INFLIGHT_MAX = 10_000  # waiting for Kafka; beyond it they are dropped and counted
 EVENT_CALLS_MAX = 256  # RecordEvents under way: they wait for Kafka, and cost little while they do
 STOP_GRACE_S = 2.0
+GARBAGE_EVERY = (
+    10_000  # containers made and not freed between two looks for cycles; a request leaves hundreds while it is under way
+)
 
 DROPPED = Gauge("liveshelf_scoring_impressions_dropped", "Impressions that never reached Kafka since the start")
 UNDER_WAY = Gauge("liveshelf_scoring_requests_under_way", "Requests that are being answered; at most scoring_concurrency_max")
@@ -59,7 +65,7 @@ class Sides:
         return side
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, tracing: Tracing | None = None) -> None:
     """Run until SIGTERM or SIGINT.
 
     Raises:
@@ -76,9 +82,11 @@ async def serve(settings: Settings) -> None:
         impressions = await stack.enter_async_context(EventProducer(settings, IMPRESSIONS_INFLIGHT_MAX))
         # A producer of their own: impressions that wait for Kafka must not keep events out, nor the other way round.
         events = EventRecorder(
-            await stack.enter_async_context(EventProducer(settings, settings.events_inflight_max)), settings, pseudonyms
+            await stack.enter_async_context(EventProducer(settings, settings.events_inflight_max)), settings, pseudonyms, tracing
         )
-        client = await stack.enter_async_context(ModelClient(settings))
+        if tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, tracing.close)  # it waits for the exporter
+        client = await stack.enter_async_context(ModelClient(settings, tracing))
         sides = Sides(rows, memory)
         models = ModelFollower(
             client,
@@ -91,7 +99,9 @@ async def serve(settings: Settings) -> None:
         def log_impression(impression: Impression) -> None:
             impressions.send_nowait(IMPRESSIONS, impression.shopper, encode(impression))
 
-        maker = await stack.enter_async_context(open_pipeline(settings, rows, sides, memory, models, log_impression, pseudonyms))
+        maker = await stack.enter_async_context(
+            open_pipeline(settings, rows, sides, memory, models, log_impression, pseudonyms, tracing)
+        )
         admission = Admission(settings.scoring_concurrency_max, "requests")
         DROPPED.set_function(lambda: impressions.dropped)
         UNDER_WAY.set_function(lambda: admission.under_way)
@@ -104,6 +114,7 @@ async def serve(settings: Settings) -> None:
             admission,
             Admission(EVENT_CALLS_MAX, "RecordEvents calls"),
             settings.scoring_token,
+            tracing,
         )
         server, health = await make_server(settings, calls)
         http = await serve_http(settings, calls)
@@ -149,13 +160,21 @@ async def _become_ready(rows: FeatureRows, memory: ItemMemory, health: Health) -
         await asyncio.sleep(0.2)
     with contextlib.suppress(UnavailableError):  # the first read costs Feast 100 ms and more; it is not to be a shopper's
         await asyncio.to_thread(rows.read_shopper, "", rows.newest())
+    settle_interpreter()
     await health.set(RECOMMENDATION_SERVICE, True)
+
+
+def settle_interpreter() -> None:
+    """Nothing that stands now will ever be garbage: a collection need not walk it while requests wait. Half a scorer's time went there."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_EVERY)
 
 
 def main() -> int:
     configure_logs()
     try:
-        uvloop.run(serve(load_settings()))
+        uvloop.run(serve(load_settings(), open_tracing(os.environ)))
     except LiveshelfError as error:
         log.error("failed", error=str(error))
         return error.exit_code

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import grpc
@@ -60,7 +61,7 @@ class ApiError(Exception):
                 return float(detail.retry_delay.ToTimedelta().total_seconds())
         return None
 
-    @property
+    @cached_property
     def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         """gRPC's form of the details, and its own word for when to retry, which client libraries obey by themselves."""
         metadata: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", self.status.SerializeToString())]

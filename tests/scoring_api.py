@@ -21,6 +21,7 @@ from serving.events import EventRecorder
 from serving.http import serve_http
 from serving.query import Query, Scored, Shelf
 from serving.rpc import Health, make_server
+from serving.tracing import Tracing
 from streams.producer import MemoryProducer
 from streams.pseudonym import Pseudonyms
 from tests.conftest import local_settings
@@ -100,14 +101,16 @@ class Api:
 
 
 @asynccontextmanager
-async def scoring_api(home: Path, shelves: TellableShelves | None = None, **changes: object) -> AsyncIterator[Api]:
+async def scoring_api(
+    home: Path, shelves: TellableShelves | None = None, tracing: Tracing | None = None, **changes: object
+) -> AsyncIterator[Api]:
     settings = local_settings(home, **changes)
     shelves, table, producer = shelves or TellableShelves(), item_table(), MemoryProducer(1_000)
     pseudonyms, admission = Pseudonyms.open(settings), Admission(settings.scoring_concurrency_max, "requests")
-    recorder = EventRecorder(producer, settings, pseudonyms)
+    recorder = EventRecorder(producer, settings, pseudonyms, tracing)
     deadline_s = settings.recommend_deadline_ms / 1000
     recommendations = Recommendations(shelves, lambda: table, lambda: api.loaded, pseudonyms, admission, deadline_s)
-    calls = methods(recommendations, recorder.record_events, admission, Admission(8, "events"), settings.scoring_token)
+    calls = methods(recommendations, recorder.record_events, admission, Admission(8, "events"), settings.scoring_token, tracing)
     server, health = await make_server(settings, calls)
     web = await serve_http(settings, calls)
     await server.start()

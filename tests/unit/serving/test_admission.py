@@ -7,7 +7,7 @@ import pytest
 
 from liveshelf.client import AsyncClient, OverloadedError, recommend_request
 from serving import query
-from serving.admission import Admission
+from serving.admission import WORKING_MAX, Admission
 from serving.status import ApiError
 from tests.scoring_api import TellableShelves, scoring_api, until
 
@@ -20,6 +20,66 @@ def test_slots_come_back_whatever_happens() -> None:
     with admission.slot(), pytest.raises(ApiError, match="1 requests are under way"), admission.slot():
         pass
     assert admission.under_way == 0
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_scorer_that_is_never_idle_refuses_calls_that_waited_too_long_in_grpc() -> None:
+    clock = Clock()
+    admission = Admission(64, "requests", clock)
+    for _ in range(200):  # one after the other, without a pause between
+        with admission.slot(0.2):
+            clock.now_s += 0.003
+    with pytest.raises(ApiError, match="would not be done in time"), admission.slot(0.01):
+        pass
+    with admission.slot(0.1):
+        pass
+    with admission.slot(None):
+        pass
+
+
+def test_a_scorer_that_is_idle_at_times_takes_a_hurried_call() -> None:
+    clock = Clock()
+    admission = Admission(64, "requests", clock)
+    for _ in range(200):
+        clock.now_s += 0.01
+        with admission.slot(0.2):
+            clock.now_s += 0.003
+    with admission.slot(0.001):
+        assert admission.under_way == 1
+
+
+def test_those_who_wait_use_up_the_time_of_a_call_that_comes_after_them() -> None:
+    async def run() -> None:
+        clock = Clock()
+        admission = Admission(64, "requests", clock)
+        for _ in range(200):
+            with admission.slot(0.2):
+                async with admission.turn():
+                    clock.now_s += 0.01
+        done = asyncio.Event()
+
+        async def request() -> None:
+            with admission.slot(0.2):
+                async with admission.turn():
+                    await done.wait()
+
+        requests = [asyncio.create_task(request()) for _ in range(WORKING_MAX + 10)]
+        await until(lambda: admission.under_way == WORKING_MAX + 10)
+        with pytest.raises(ApiError, match="would not be done in time"), admission.slot(0.1):
+            pass
+        with admission.slot(0.14):  # ten before it, 10 ms each, and what it needs itself
+            pass
+        done.set()
+        await asyncio.gather(*requests)
+        assert admission.under_way == 0
+
+    asyncio.run(run())
 
 
 def test_a_batch_takes_half_of_what_is_free() -> None:
