@@ -17,7 +17,6 @@ from trainer.log import Logged, LogReader, Offsets
 from trainer.samples import Sample, Samples, concat, empty, from_example, stack
 
 UNSEEN_ONE_IN = 10
-EXAMPLES_MAX = 20_000  # of one step; what is left over waits for the next, so that a backlog is learnt and released piece by piece
 ENCODED_AT_ONCE = 1_000  # samples one by one are several times the size of columns
 
 
@@ -70,7 +69,7 @@ def from_examples(settings: Settings, offsets: Offsets, already: Collection[str]
     Raises:
         UnavailableError: Kafka does not answer.
     """
-    reader = LogReader(settings, TRAINING_EXAMPLES, Example, offsets, oldest=EXAMPLES_MAX // settings.partitions)
+    reader = LogReader(settings, TRAINING_EXAMPLES, Example, offsets, oldest=-(-settings.train_examples_max // settings.partitions))
     seen, ids, split, encoder = set(already), [], Split(features), Encoder(features)
     consumed = duplicates = unusable = 0
     for examples in reader:
