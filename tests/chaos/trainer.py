@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from rich.console import Console
 
 from liveshelf.local.parts import role_environment
@@ -32,11 +32,10 @@ from tests.chaos.trainer_process import MODES, Kill, Orders
 from tests.conftest import QUICK_JVM, broker, free_port
 from tests.planted_shop import FEATURES, PlantedShop
 from trainer import checkpoint, directory
-from trainer.log import LogReader, Offsets
+from trainer.log import Offsets, key
 
-EVENTS, STEPS, STEP_EXAMPLES = 2_000, 12, 240
+EVENTS, STEPS, STEP_EXAMPLES = 2_000, 12, 240  # more steps than that, since shoppers spread unevenly over partitions
 ITEMS = 1_400  # more than the item table holds at first, so that it grows on the way
-POISONED_STEP = 7  # its labels are the opposite of what came of it: a refused step must be as repeatable as a promoted one
 REPEATED = 40  # examples that the join delivers again, somewhere later
 DONE_S, START_S = 240.0, 60.0  # a run may take this long, and this much more a kill: TensorFlow is loaded anew each time
 AFTER_SHARE_MAX = 0.95  # of a step's time: later, and the timer would fire in the next one
@@ -72,12 +71,12 @@ class NotDoneError(Exception):
     """The trainer did not reach the end of the log in time; the message ends with its log."""
 
 
-def run(home: Path, seed: int, kills: int, broken: str, console: Console) -> Report:
+def run(home: Path, seed: int, kills: int, steps: int, broken: str, console: Console) -> Report:
     """Raises NotDoneError."""
     started = time.monotonic()
     with broker(home) as kafka:
         shop = PlantedShop(seed, items=ITEMS, categories=ITEMS // 10)
-        examples = _write_log(kafka, shop)
+        examples = _write_log(kafka, shop, steps)
         ends = _ends(kafka)
         settings = msgspec.structs.replace(kafka, train_interval_s=1, train_examples_max=STEP_EXAMPLES, trainer_port=free_port())
         calm = msgspec.structs.replace(settings, data_dir=str(home / "calm"), model_name="calm")
@@ -129,31 +128,34 @@ def schedule(seed: int, kills: int, measured: list[tuple[int, float]]) -> list[K
     return found
 
 
-def _write_log(settings: Settings, shop: PlantedShop) -> int:
-    """Events, catalog and examples, with repeats, bytes that are no record, and one step's worth of wrong labels; the examples written."""
+def _write_log(settings: Settings, shop: PlantedShop, steps: int) -> int:
+    """Events, catalog and examples, with repeats, bytes that are no record, and one step's worth of wrong labels, since a refused step must be as
+    repeatable as a promoted one; the number of examples written."""
     _produce(settings, CATALOG, shop.catalog(), "item_id")
     _produce(settings, CLICKSTREAM, shop.events(EVENTS), "shopper")
     count = 0
-    for step in range(STEPS):
-        examples = shop.examples(STEP_EXAMPLES, f"step{step}", poisoned=step == POISONED_STEP)
+    for step in range(steps):
+        examples = shop.examples(STEP_EXAMPLES, f"step{step}", poisoned=step == steps // 2)
         _produce(settings, TRAINING_EXAMPLES, [*examples, b"\xff", *examples[:REPEATED]], "shopper")
         count += len(examples)
     return count
 
 
-def _produce(settings: Settings, topic: str, records: Iterable[Any], key: str) -> None:
+def _produce(settings: Settings, topic: str, records: Iterable[Any], field: str) -> None:
     producer = Producer(kafka_config(settings) | {"partitioner": PARTITIONER})
     for record in records:
         raw = isinstance(record, bytes)
-        producer.produce(topic, record if raw else encode(record), key=b"nobody" if raw else getattr(record, key).encode())
+        producer.produce(topic, record if raw else encode(record), key=b"nobody" if raw else getattr(record, field).encode())
     assert producer.flush(30) == 0
 
 
 def _ends(settings: Settings) -> Offsets:
-    reader = LogReader(settings, TRAINING_EXAMPLES, msgspec.Raw)
-    for _ in reader:
-        pass
-    return reader.offsets
+    consumer = Consumer(kafka_config(settings) | {"group.id": "chaos"})
+    try:
+        at = {p: TopicPartition(TRAINING_EXAMPLES, p) for p in range(settings.partitions)}
+        return {key(TRAINING_EXAMPLES, p): consumer.get_watermark_offsets(where, timeout=10)[1] for p, where in at.items()}
+    finally:
+        consumer.close()
 
 
 def _until_done(settings: Settings, orders: Orders, ends: Offsets, deadline_s: float) -> bool:
@@ -253,13 +255,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.trainer", description="kill -9 of the trainer, then every weight")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of {STEP_EXAMPLES} examples, that the log holds")
     parser.add_argument("--break", dest="broken", choices=[*MODES], default="", help="run a trainer that is broken on purpose")
     parser.add_argument("--json", action="store_true", help="only the last line")
     options = parser.parse_args()
     console = Console(stderr=True, quiet=options.json)
     try:
         with tempfile.TemporaryDirectory(prefix="liveshelf-chaos-") as home:
-            report = run(Path(home), options.seed, options.kills, options.broken, console)
+            report = run(Path(home), options.seed, options.kills, options.steps, options.broken, console)
     except NotDoneError as error:
         print(f"the run did not finish: {error}", file=sys.stderr)
         return 3
