@@ -4,17 +4,18 @@ import hashlib
 from collections.abc import Collection
 
 import msgspec
+import numpy as np
 
 from features.encoder import Encoder
 from features.events import Event
 from features.feature_set import FeatureSet
 from features.rows import CatalogItem
 from liveshelf.settings import Settings
-from streams.records import Example
 from streams.topics import CATALOG, CLICKSTREAM, TRAINING_EXAMPLES
 from trainer import bootstrap
+from trainer.examples import LearntExample, samples_of
 from trainer.log import Logged, LogReader, Offsets
-from trainer.samples import Sample, Samples, concat, empty, from_example, stack
+from trainer.samples import Sample, Samples, concat, empty, stack
 
 UNSEEN_ONE_IN = 10
 ENCODED_AT_ONCE = 1_000  # samples one by one are several times the size of columns
@@ -69,31 +70,35 @@ def from_examples(settings: Settings, offsets: Offsets, already: Collection[str]
     Raises:
         UnavailableError: Kafka does not answer.
     """
-    reader = LogReader(settings, TRAINING_EXAMPLES, Example, offsets, oldest=-(-settings.train_examples_max // settings.partitions))
-    seen, ids, split, encoder = set(already), [], Split(features), Encoder(features)
+    reader = LogReader(
+        settings, TRAINING_EXAMPLES, LearntExample, offsets, oldest=-(-settings.train_examples_max // settings.partitions)
+    )
+    seen, ids, encoder = set(already), [], Encoder(features)
+    heaps: tuple[list[Samples], list[Samples]] = ([empty(features)], [empty(features)])
     consumed = duplicates = unusable = 0
-    for examples in reader:
-        for logged in examples:
-            example = logged.record
-            consumed += 1
-            if example.request_id in seen:
-                duplicates += 1
-                continue
-            seen.add(example.request_id)
-            ids.append(example.request_id)
-            sample = from_example(example, encoder)
-            if sample is None:
-                unusable += 1
-            else:
-                split.add(example.request_id, sample)
-    train, unseen = split.encoded()
+    for logged in reader:
+        new = {}
+        for _, _, example in logged:
+            if example.request_id not in seen:
+                seen.add(example.request_id)
+                new[example.request_id] = example
+        keys, examples = list(new), list(new.values())
+        samples, of = samples_of(examples, encoder)
+        aside = np.array([is_unseen(keys[n]) for n in of], dtype=bool)
+        for heap, rows in zip(heaps, (~aside, aside), strict=True):
+            heap.append(samples.take(rows))
+        ids += keys
+        consumed += len(logged)
+        duplicates += len(logged) - len(new)
+        unusable += len(new) - samples.size
+    train, unseen = (concat(*heap) for heap in heaps)
     return Batch(
         kind="step",
         offsets=offsets | reader.offsets,
         consumed=consumed + reader.undecodable,
         train=train,
         unseen=unseen,
-        unusable=unusable + split.left_out + reader.undecodable,
+        unusable=unusable + reader.undecodable,
         duplicates=duplicates,
         request_ids=ids,
     )

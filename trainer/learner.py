@@ -1,5 +1,6 @@
 """The model together with what learning adds: vocabulary, item frequencies and optimiser state. Deterministic on CPU for a given seed."""
 
+from itertools import chain
 from typing import Any
 
 import keras
@@ -57,9 +58,7 @@ class Learner:
 
     def admit(self, samples: Samples) -> int:
         """Give the items of `samples` rows (those acted on are counted); the tables grow when full. Returns the number of new items."""
-        flat = np.concatenate([samples.recent_items.ravel(), samples.candidates.ravel()])
-        unique, first = np.unique(flat, return_index=True)
-        new = self.vocabulary.admit(unique[np.argsort(first)].tolist())
+        new = self.vocabulary.admit(chain(samples.recent_items.ravel().tolist(), samples.candidates.ravel().tolist()))
         self.frequency = np.pad(self.frequency, (0, new))
         capacity = self.model.capacity
         while capacity < self.vocabulary.rows_used:

@@ -15,7 +15,7 @@ class Vocabulary:
 
     def __init__(self, ids: Iterable[bytes] = ()) -> None:
         self.ids: list[bytes] = []
-        self._row_of: dict[bytes, int] = {}
+        self._row_of: dict[bytes, int] = {b"": 0}
         self.admit(ids)
 
     def __len__(self) -> int:
@@ -36,12 +36,12 @@ class Vocabulary:
 
     def rows(self, items: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
         """Rows of `items` (dtype S, any shape), as the exported graph looks them up."""
-        unique, inverse = np.unique(items, return_inverse=True)
-        found = np.array([0 if not item else self._row_of.get(item, -1) for item in unique.tolist()], dtype=np.int32)
+        row_of = self._row_of
+        found = np.fromiter((row_of.get(item, -1) for item in items.ravel().tolist()), np.int32, items.size)
         unknown = found < 0
         if unknown.any():
-            found[unknown] = 1 + hash_buckets(unique[unknown])
-        return found[inverse].reshape(items.shape)
+            found[unknown] = 1 + hash_buckets(items.ravel()[unknown])
+        return found.reshape(items.shape)
 
 
 def hash_buckets(items: npt.NDArray[Any]) -> npt.NDArray[np.int32]:

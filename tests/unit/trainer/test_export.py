@@ -9,8 +9,9 @@ import pytest
 
 from tests.planted_shop import FEATURES, PlantedShop
 from trainer import directory, export
+from trainer.examples import samples_of
 from trainer.learner import Learner, be_deterministic
-from trainer.samples import TASKS, Samples, from_example, stack
+from trainer.samples import TASKS, Samples
 from trainer.vocabulary import FIRST_ROW
 
 tf = pytest.importorskip("tensorflow")
@@ -21,7 +22,7 @@ def shelves() -> Samples:
     be_deterministic()
     shop = PlantedShop()
     shop.events(300)
-    return stack([sample for e in shop.examples(64, "r") if (sample := from_example(e, shop.encoder)) is not None], FEATURES)[0]
+    return samples_of(shop.examples(64, "r"), shop.encoder)[0]
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,11 @@ import pytest
 
 from tests.planted_shop import FEATURES, PlantedShop
 from trainer.bootstrap import replay
+from trainer.examples import samples_of
 from trainer.learner import CAPACITY_AT_FIRST, Learner, be_deterministic
 from trainer.log import Logged
 from trainer.metrics import evaluate
-from trainer.samples import Samples, from_example, stack
+from trainer.samples import Samples, stack
 from trainer.vocabulary import FIRST_ROW, OOV_ROWS, Vocabulary
 
 
@@ -23,10 +24,8 @@ def shop() -> PlantedShop:
 @pytest.fixture(scope="module")
 def shelves(shop: PlantedShop) -> Samples:
     """Served shelves."""
-    samples, left_out = stack(
-        [sample for e in shop.examples(1_200, "r") if (sample := from_example(e, shop.encoder)) is not None], FEATURES
-    )
-    assert left_out == 0
+    samples, of = samples_of(shop.examples(1_200, "r"), shop.encoder)
+    assert len(of) == 1_200
     return samples
 
 
