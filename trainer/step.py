@@ -60,10 +60,30 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     unusable: int
     """Not decodable, of another feature version, or with features that are not finite numbers."""
     seconds: float
+    phases_s: dict[str, float] = {}
+    """Seconds by part of the step: reading, learning, exporting, judging, checkpointing, publishing."""
     metrics: dict[str, float]
     offsets: dict[str, int]
     checkpoints_skipped: list[str]
     """Newer checkpoints that could not be read when this trainer started, and why."""
+
+
+class Timer:
+    """How long a step takes, part by part."""
+
+    def __init__(self) -> None:
+        self._start = self._at = time.monotonic()
+        self.phases_s: dict[str, float] = {}
+
+    def done(self, phase: str) -> None:
+        """What was done since the last call was `phase`."""
+        now = time.monotonic()
+        self.phases_s[phase] = round(self.phases_s.get(phase, 0.0) + now - self._at, 3)
+        self._at = now
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self._start, 3)
 
 
 class Trainer:
@@ -106,19 +126,21 @@ class Trainer:
             UnavailableError: Kafka does not answer. What was not checkpointed is done again by the next call.
             ConflictError: the data directory cannot be written.
         """
-        start = time.monotonic()
+        timer = Timer()
         self._finish()
         batch = from_clickstream(self._settings, self._state.offsets, self.features)
+        timer.done("reading")
         if not batch.train.size:
             reason = f"{CLICKSTREAM} holds {batch.consumed} events; none is engagement that follows an earlier item of its shopper"
-            return self._result(batch, "nothing_to_learn", reason, self._state.live_version, {}, start)
+            return self._result(batch, "nothing_to_learn", reason, self._state.live_version, {}, timer)
         candidate = Learner(self.features, self._settings.seed)
         candidate.admit(batch.train)
         candidate.normalise(batch.train)
         rng = self._rng()
         loss = [candidate.fit(batch.train, rng, 1, rate) for rate in BOOTSTRAP_RATES][-1]
+        timer.done("learning")
         live = self._on_unseen(self._learner, batch) if self.bootstrapped else None
-        return self._release(batch, candidate, live, self._learner.state(), {"loss": loss}, start)
+        return self._release(batch, candidate, live, self._learner.state(), {"loss": loss}, timer)
 
     def step(self) -> StepResult:
         """Learn from the examples that came since the last step; bootstraps when there are no weights yet.
@@ -129,26 +151,29 @@ class Trainer:
         """
         if not self.bootstrapped:
             return self.bootstrap()
-        start = time.monotonic()
+        timer = Timer()
         self._finish()
         batch = from_examples(self._settings, self._state.offsets, self._state.consumed, self.features)
+        timer.done("reading")
         before = self._learner.state()
         if not batch.train.size:
-            return self._only_set_aside(batch, before, start)
+            return self._only_set_aside(batch, before, timer)
         live = self._on_unseen(self._learner, batch)
+        timer.done("judging")
         try:
             new_items = self._learner.admit(batch.train)
             rng = self._rng()
             # As many earlier samples as new ones: enough to keep what was learnt, and the new ones still count half.
             earlier = self._reservoir.take(rng.permutation(self._reservoir.size)[: batch.train.size])
             loss = self._learner.fit(concat(batch.train, earlier), rng, 1, STEP_RATE)
-            return self._release(batch, self._learner, live, before, {"loss": loss, "new_items": float(new_items)}, start)
+            timer.done("learning")
+            return self._release(batch, self._learner, live, before, {"loss": loss, "new_items": float(new_items)}, timer)
         except BaseException:
             if self._state.offsets != batch.offsets:  # not checkpointed: the next call starts from where this one did
                 self._learner.restore(before)
             raise
 
-    def _only_set_aside(self, batch: Batch, weights: checkpoint.Arrays, start: float) -> StepResult:
+    def _only_set_aside(self, batch: Batch, weights: checkpoint.Arrays, timer: Timer) -> StepResult:
         """Nothing to learn from, but offsets move past what was read and examples for judging are kept."""
         reason = f"no new examples in {TRAINING_EXAMPLES}"
         if batch.consumed:
@@ -157,7 +182,7 @@ class Trainer:
                 f"{batch.consumed} new examples: {batch.unseen.size} set aside for judging, {batch.duplicates} already consumed, "
                 f"{batch.unusable} unusable"
             )
-        return self._result(batch, "nothing_to_learn", reason, self._state.live_version, {}, start)
+        return self._result(batch, "nothing_to_learn", reason, self._state.live_version, {}, timer)
 
     def _release(
         self,
@@ -166,14 +191,16 @@ class Trainer:
         live: Unseen | None,
         before: checkpoint.Arrays,
         metrics: dict[str, float],
-        start: float,
+        timer: Timer,
     ) -> StepResult:
         """Judge `candidate`; checkpoint what was decided; make it so. `before` are the live weights, `live` their evaluation."""
         settings, parent = self._settings, self._state.live_version
         version = max(self._state.last_version, directory.live_version(settings.model_path)) + 1
         place = directory.partial(settings.model_path, version)
         ours = self._on_unseen(candidate, batch)
+        timer.done("judging")
         verdict = self._judge(candidate, ours, live, place, version)
+        timer.done("exporting")
         metrics = metrics | ours.named("") | (live.named("live_") if live else {})
         metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}  # JSON has no NaN; the reason names it
         release = Release(
@@ -189,6 +216,7 @@ class Trainer:
             time_ms=time.time_ns() // 1_000_000,
         )
         self._save(batch, candidate.state() if verdict.promoted else before, release)
+        timer.done("checkpointing")
         if verdict.promoted:
             self._learner = candidate
             directory.publish(place, version)
@@ -197,7 +225,8 @@ class Trainer:
             directory.discard(settings.model_path)
         releases.publish(settings, release)
         self._unfinished = False
-        result = self._result(batch, release.outcome, verdict.reason, version, metrics, start, parent)
+        timer.done("publishing")
+        result = self._result(batch, release.outcome, verdict.reason, version, metrics, timer, parent)
         log.info(f"model_{release.outcome}", version=version, parent=parent, reason=verdict.reason, seconds=result.seconds)
         return result
 
@@ -281,7 +310,7 @@ class Trainer:
         return np.random.default_rng([self._settings.seed, self._state.steps])
 
     def _result(
-        self, batch: Batch, outcome: str, reason: str, version: int, metrics: dict[str, float], start: float, parent: int = 0
+        self, batch: Batch, outcome: str, reason: str, version: int, metrics: dict[str, float], timer: Timer, parent: int = 0
     ) -> StepResult:
         skipped, self._skipped = self._skipped, []  # told once
         return StepResult(
@@ -295,7 +324,8 @@ class Trainer:
             held_out=batch.unseen.size,
             duplicates=batch.duplicates,
             unusable=batch.unusable,
-            seconds=round(time.monotonic() - start, 3),
+            seconds=timer.seconds,
+            phases_s=timer.phases_s,
             metrics=metrics,
             offsets=batch.offsets,
             checkpoints_skipped=skipped,
