@@ -33,6 +33,7 @@ class LearntExample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     v: Literal[1] = 1
     request_id: str
+    time_ms: int
     items: list[str]
     clicked: list[int]
     carted: list[int]

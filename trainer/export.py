@@ -87,14 +87,16 @@ class _Served(tf.Module):  # type: ignore[misc]
 
     def __init__(self, learner: Learner) -> None:
         super().__init__()
-        model, ids = learner.model, learner.vocabulary.ids
-        self.weights = [weight.value for weight in model.weights]  # these, and not the Keras model around them, are saved
+        model = learner.model
+        ids, vectors = learner.table()
+        # These variables, and not the Keras model around them, are saved: the tables only as far as they are in use.
+        self.weights = [w.value for w in model.weights if w.path not in (model.item.embeddings.path, model.content.vectors.path)]
         rows = tf.range(FIRST_ROW, FIRST_ROW + len(ids), dtype=tf.int64)
         known = tf.lookup.KeyValueTensorInitializer(tf.constant([b"", *ids]), tf.concat([tf.zeros(1, tf.int64), rows], axis=0))
         self.table = tf.lookup.StaticHashTable(known, default_value=-1)
-        vectors = model.item.embeddings.numpy()[FIRST_ROW : FIRST_ROW + len(ids)]
-        self.vectors = tf.Variable(unit(vectors), trainable=False)  # normalised once here, not at every request
-        self.ids = tf.Variable(tf.constant(ids), trainable=False)
+        self.items = tf.Variable(vectors, trainable=False)
+        self.vectors = tf.Variable(unit(vectors[FIRST_ROW:]), trainable=False)  # normalised once here, not at every request
+        self.ids = tf.Variable(tf.constant(ids, tf.string), trainable=False)
         k = min(RETRIEVED_MAX, len(ids))
 
         def lookup(items: Any) -> Any:
@@ -116,8 +118,9 @@ class _Served(tf.Module):  # type: ignore[misc]
             return {"feature_version": tf.fill(tf.shape(ask), learner.features.version)}
 
         of_shopper, of_candidates = shopper_specs(learner.features), candidate_specs(learner.features)
-        self.retrieve = tf.function(retrieve).get_concrete_function(**of_shopper)
-        self.rank = tf.function(rank).get_concrete_function(**of_shopper, **of_candidates)
+        with model.reading(self.items):
+            self.retrieve = tf.function(retrieve).get_concrete_function(**of_shopper)
+            self.rank = tf.function(rank).get_concrete_function(**of_shopper, **of_candidates)
         self.describe = tf.function(describe).get_concrete_function(ask=tf.TensorSpec([None], tf.string, "ask"))
 
 

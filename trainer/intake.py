@@ -34,6 +34,10 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     unusable: int = 0
     duplicates: int = 0
     request_ids: list[str] = []
+    catalog: list[CatalogItem] = []
+    """Its new records."""
+    time_ms: int = 0
+    """About when it happened: the median of its examples' times, so that a wrong clock here and there moves nothing; the last event's."""
 
 
 def from_clickstream(settings: Settings, offsets: Offsets, features: FeatureSet) -> Batch:
@@ -48,7 +52,7 @@ def from_clickstream(settings: Settings, offsets: Offsets, features: FeatureSet)
     for events in reader:
         for logged in events:
             partitions.setdefault(logged.partition, []).append(logged)
-    catalog = [logged.record for items in LogReader(settings, CATALOG, CatalogItem) for logged in items]
+    catalog, catalog_offsets = _catalog(settings, {})
     merged = list(bootstrap.merge(partitions[p] for p in sorted(partitions)))
     split = Split(features)
     for event_id, sample in bootstrap.replay(merged, catalog, settings.seed, features):
@@ -56,7 +60,9 @@ def from_clickstream(settings: Settings, offsets: Offsets, features: FeatureSet)
     train, unseen = split.encoded()
     return Batch(
         kind="bootstrap",
-        offsets=offsets | reader.offsets,
+        offsets=offsets | catalog_offsets | reader.offsets,
+        catalog=catalog,
+        time_ms=merged[-1].record.time_ms if merged else 0,
         consumed=len(merged) + reader.undecodable,
         train=train,
         unseen=unseen,
@@ -75,7 +81,9 @@ def from_examples(settings: Settings, offsets: Offsets, already: Collection[str]
     )
     seen, ids, encoder = set(already), [], Encoder(features)
     heaps: tuple[list[Samples], list[Samples]] = ([empty(features)], [empty(features)])
+    times: list[int] = []
     consumed = duplicates = unusable = 0
+    catalog, catalog_offsets = _catalog(settings, offsets)
     for logged in reader:
         new = {}
         for _, _, example in logged:
@@ -88,13 +96,16 @@ def from_examples(settings: Settings, offsets: Offsets, already: Collection[str]
         for heap, rows in zip(heaps, (~aside, aside), strict=True):
             heap.append(samples.take(rows))
         ids += keys
+        times += [example.time_ms for example in examples]
         consumed += len(logged)
         duplicates += len(logged) - len(new)
         unusable += len(new) - samples.size
     train, unseen = (concat(*heap) for heap in heaps)
     return Batch(
         kind="step",
-        offsets=offsets | reader.offsets,
+        offsets=offsets | catalog_offsets | reader.offsets,
+        catalog=catalog,
+        time_ms=int(np.median(times)) if times else 0,
         consumed=consumed + reader.undecodable,
         train=train,
         unseen=unseen,
@@ -102,6 +113,12 @@ def from_examples(settings: Settings, offsets: Offsets, already: Collection[str]
         duplicates=duplicates,
         request_ids=ids,
     )
+
+
+def _catalog(settings: Settings, offsets: Offsets) -> tuple[list[CatalogItem], Offsets]:
+    """The catalog's records from `offsets` on, and where they end."""
+    reader = LogReader(settings, CATALOG, CatalogItem, offsets)
+    return [logged.record for items in reader for logged in items], reader.offsets
 
 
 def is_unseen(key: str) -> bool:

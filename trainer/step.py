@@ -30,6 +30,7 @@ from trainer.learner import Learner, be_deterministic
 from trainer.log import Offsets
 from trainer.metrics import Evaluation, evaluate
 from trainer.samples import Array, Samples, concat, empty
+from trainer.vocabulary import Limits
 
 log = structlog.get_logger()
 
@@ -98,7 +99,8 @@ class Trainer:
         self.features = features
         self._settings = settings
         self._checkpoints = checkpoint.path_of(settings, features.version)
-        self._learner = Learner(features, settings.seed)
+        self._limits = Limits(settings.train_items_max, settings.train_item_sightings_min, settings.train_item_unused_days_max)
+        self._learner = Learner(features, settings.seed, self._limits)
         self._state = State(feature_version=features.version, steps=0, live_version=0, last_version=0, offsets={}, consumed=[])
         self._reservoir, self._unseen = empty(features), empty(features)
         self._skipped: list[str] = []
@@ -133,8 +135,10 @@ class Trainer:
         if not batch.train.size:
             reason = f"{CLICKSTREAM} holds {batch.consumed} events; none is engagement that follows an earlier item of its shopper"
             return self._result(batch, "nothing_to_learn", reason, self._state.live_version, {}, timer)
-        candidate = Learner(self.features, self._settings.seed)
-        candidate.admit(batch.train)
+        candidate = Learner(self.features, self._settings.seed, self._limits)
+        for learner in (self._learner, candidate):  # what the catalog says is not learnt, so a refused model's successor keeps it
+            learner.know(batch.catalog)
+        candidate.admit(batch.train, batch.time_ms)
         candidate.normalise(batch.train)
         rng = self._rng()
         loss = [candidate.fit(batch.train, rng, 1, rate) for rate in BOOTSTRAP_RATES][-1]
@@ -155,19 +159,27 @@ class Trainer:
         self._finish()
         batch = from_examples(self._settings, self._state.offsets, self._state.consumed, self.features)
         timer.done("reading")
+        self._learner.know(batch.catalog)  # not learnt, so a refused step keeps it
         before = self._learner.state()
         if not batch.train.size:
             return self._only_set_aside(batch, before, timer)
         live = self._on_unseen(self._learner, batch)
         timer.done("judging")
         try:
-            new_items = self._learner.admit(batch.train)
+            turnover = self._learner.admit(batch.train, batch.time_ms)
             rng = self._rng()
             # As many earlier samples as new ones: enough to keep what was learnt, and the new ones still count half.
             earlier = self._reservoir.take(rng.permutation(self._reservoir.size)[: batch.train.size])
             loss = self._learner.fit(concat(batch.train, earlier), rng, 1, STEP_RATE)
             timer.done("learning")
-            return self._release(batch, self._learner, live, before, {"loss": loss, "new_items": float(new_items)}, timer)
+            return self._release(
+                batch,
+                self._learner,
+                live,
+                before,
+                {"loss": loss, "new_items": float(len(turnover.given)), "expired_items": float(len(turnover.taken))},
+                timer,
+            )
         except BaseException:
             if self._state.offsets != batch.offsets:  # not checkpointed: the next call starts from where this one did
                 self._learner.restore(before)
@@ -236,7 +248,7 @@ class Trainer:
         if why := unsound(weights, {}, {}):
             return Verdict(False, why)
         export.write(candidate, place, version, self._settings.model_name)
-        if why := unsound({}, export.probe(place, self.features), export.expected_outputs(len(candidate.vocabulary))):
+        if why := unsound({}, export.probe(place, self.features), export.expected_outputs(len(candidate.table()[0]))):
             return Verdict(False, why)
         return judge(ours, live)
 

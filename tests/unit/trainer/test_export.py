@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -27,9 +28,15 @@ def shelves() -> Samples:
 
 @pytest.fixture(scope="module")
 def learner(shelves: Samples) -> Learner:
+    """With items that have a row of their own, a row that was given back, items known by their content alone, and unknown ones."""
     learner = Learner(FEATURES, seed=7)
-    known = shelves.take(np.arange(4))
-    learner.admit(known)  # so the other shelves hold unknown items too
+    known = shelves.take(np.arange(12))
+    items = PlantedShop().catalog()
+    learner.know(msgspec.structs.replace(item, embedding=(float(n), 1.0, -2.0)) for n, item in enumerate(items[:50]))
+    learner.admit(known)  # of the other shelves' items some were seen too rarely
+    gone = next(iter(learner.vocabulary.items))
+    learner.vocabulary._take(learner.vocabulary.items[gone])
+    assert 0 < len(learner.vocabulary) < len(learner.table()[0]) < len(items)
     learner.normalise(shelves)
     learner.fit(known, np.random.default_rng(1), 3, 1e-2)
     return learner
@@ -49,9 +56,10 @@ def served_inputs(shelves: Samples, candidates: bool) -> dict[str, object]:
 
 def test_rank_equals_the_keras_model_also_for_unknown_items(learner: Learner, exported: Path, shelves: Samples) -> None:
     served = tf.saved_model.load(str(exported))
-    unknown = learner.vocabulary.rows(shelves.candidates) < FIRST_ROW
-    assert unknown.any()
-    assert not unknown.all()
+    rows = learner.rows(shelves.candidates)
+    assert (rows < FIRST_ROW).any(), "unknown"
+    assert ((rows >= FIRST_ROW) & (rows < learner.model.capacity)).any(), "with a row"
+    assert (rows >= learner.model.capacity).any(), "known by content"
     expected = learner.predict(shelves)
     for signature in ("rank", "serving_default"):
         found = served.signatures[signature](**served_inputs(shelves, candidates=True))
@@ -61,11 +69,12 @@ def test_rank_equals_the_keras_model_also_for_unknown_items(learner: Learner, ex
 
 def test_retrieve_equals_a_full_scan_by_the_keras_model(learner: Learner, exported: Path, shelves: Samples) -> None:
     found = tf.saved_model.load(str(exported)).signatures["retrieve"](**served_inputs(shelves, candidates=False))
-    vectors = learner.model.item.embeddings.numpy()[FIRST_ROW : learner.vocabulary.rows_used]
+    ids, vectors = learner.table()
+    vectors = vectors[FIRST_ROW:]
     cosines = learner.model.similarity(learner.model.shopper(learner._columns(shelves)), vectors).numpy()
-    assert found["item"].shape == (64, len(learner.vocabulary))  # fewer items than RETRIEVED_MAX
+    assert found["item"].shape == (64, len(ids))  # fewer items than RETRIEVED_MAX
     np.testing.assert_allclose(found["score"].numpy(), -np.sort(-cosines, axis=1), rtol=1e-4, atol=1e-5)
-    index = {item: n for n, item in enumerate(learner.vocabulary.ids)}
+    index = {item: n for n, item in enumerate(ids)}
     for n in range(0, 64, 16):
         named = [cosines[n, index[item]] for item in found["item"].numpy()[n].tolist()]
         np.testing.assert_allclose(named, found["score"].numpy()[n], rtol=1e-4, atol=1e-5)
@@ -75,7 +84,7 @@ def test_shapes_and_warmup_requests(learner: Learner, exported: Path) -> None:
     from tensorflow_serving.apis import prediction_log_pb2
 
     shapes = {name: shape for name, (shape, finite) in export.probe(exported, FEATURES).items() if finite}
-    assert shapes == export.expected_outputs(len(learner.vocabulary))
+    assert shapes == export.expected_outputs(len(learner.table()[0]))
     served = tf.saved_model.load(str(exported))
     asked = []
     for record in tf.data.TFRecordDataset(str(exported / "assets.extra" / "tf_serving_warmup_requests")):
