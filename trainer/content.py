@@ -38,7 +38,7 @@ class Content:
 
         Embeddings of another length come from another embedder, and the two cannot be compared: all earlier ones are dropped.
         """
-        latest = {item.item_id.encode(): item.embedding for item in items if item.embedding}
+        latest = {item.item_id.encode(): item.embedding for item in items if item.embedding and np.isfinite(item.embedding).all()}
         if not latest:
             return False
         length = len(next(reversed(latest.values())))
@@ -47,8 +47,6 @@ class Content:
             self.place.clear()
         rows = [(item, embedding) for item, embedding in latest.items() if len(embedding) == length]
         for (item, _), vector in zip(rows, self._projected([embedding for _, embedding in rows]), strict=True):
-            if not np.isfinite(vector).all():
-                continue
             if item not in self.place:
                 if len(self.place) >= self.items_max:
                     continue

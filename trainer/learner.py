@@ -266,9 +266,9 @@ class Learner:
             cosines = self.model.similarity(shopper, self.model.items(batch["pool"]))
             retrieval = retrieval_loss(cosines, batch["log_expected"], batch["positives"], batch["pool"])
             loss = rank_loss(self.model.rank_logits(shopper, batch), batch["labels"]) + RETRIEVAL_WEIGHT * retrieval
-        self.optimizer.apply(
-            tape.gradient(loss, self.model.trainable_variables, tf.UnconnectedGradients.ZERO), self.model.trainable_variables
-        )
+        variables = self.model.trainable_variables
+        gradients = tape.gradient(loss, variables)  # None where nothing was read: the content's while no item has any
+        self.optimizer.apply([tf.zeros(v.shape) if g is None else g for g, v in zip(gradients, variables, strict=True)], variables)
         return loss
 
 

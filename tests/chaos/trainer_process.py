@@ -22,7 +22,8 @@ OPERATIONS = frozenset({"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove"
 
 
 class Kill(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Die in step `step`: before its `operation`-th file operation, or `after_s` seconds after it began."""
+    """Die in step `step` (or in the first one that follows, should that one be done already): before its `operation`-th file operation, or
+    `after_s` seconds after it began."""
 
     step: int
     operation: int = 0
@@ -43,7 +44,7 @@ class Watch:
     def __init__(self, orders: Orders, data: Path) -> None:
         self._orders, self._data = orders, str(data)
         self._operations = 0
-        self._now = -1
+        self._now, self._timed = -1, False
         sys.addaudithook(self._on_event)
         take = step.Trainer.step
 
@@ -61,7 +62,8 @@ class Watch:
     def _begin(self, number: int) -> None:
         self._now, self._operations = number, 0
         kill = self._orders.kill
-        if kill is not None and kill.step == number and not kill.operation:
+        if kill is not None and kill.step <= number and not kill.operation and not self._timed:
+            self._timed = True
             timer = threading.Timer(kill.after_s, _die)
             timer.daemon = True
             timer.start()
@@ -74,7 +76,7 @@ class Watch:
             return
         self._operations += 1
         kill = self._orders.kill
-        if kill is not None and kill.step == self._now and kill.operation == self._operations:
+        if kill is not None and kill.step <= self._now and kill.operation == self._operations:
             _die()
 
 

@@ -10,7 +10,7 @@ from trainer.examples import samples_of
 from trainer.learner import CAPACITY_AT_FIRST, Learner, be_deterministic
 from trainer.log import Logged
 from trainer.metrics import evaluate
-from trainer.samples import Samples, stack
+from trainer.samples import UNKNOWN, Samples, stack
 from trainer.vocabulary import FIRST_ROW, Limits
 
 
@@ -152,26 +152,27 @@ def test_a_row_that_changes_hands_takes_nothing_with_it(shelves: Samples) -> Non
     assert before["frequency"][row - FIRST_ROW] > 0.0
 
 
-def test_items_that_nobody_has_seen_are_ranked_by_their_content(shop: PlantedShop, shelves: Samples) -> None:
-    """A third of the items is withheld from learning; on shelves of those alone, a category told by embeddings tells a click from none."""
-    withheld = {item for item in shop.items if int(item[1:]) >= 40}
-    ids = np.array([item.encode() for item in withheld])
-    blind = shelves._replace(  # without the features that tell of categories, as for an item that nobody has acted on
-        candidate_features=np.zeros_like(shelves.candidate_features)
+def test_items_that_nobody_has_seen_are_ranked_by_their_content() -> None:
+    """A third of the items is withheld from learning, and of all items the features; on shelves of the withheld, embeddings that tell an
+    item's category tell a click from none. Fixed seeds measured .49 without embeddings and .85 with them."""
+    shop = PlantedShop()
+    shop.events(800)
+    shelves, _ = samples_of(shop.examples(4_200, "r"), shop.encoder)
+    shelves = shelves._replace(candidate_features=np.zeros_like(shelves.candidate_features))
+    withheld = np.array([item.encode() for item in shop.items[40:]])
+    new = np.isin(shelves.candidates, withheld)
+    train = shelves._replace(
+        labels=np.where(new[..., None], UNKNOWN, shelves.labels).astype(np.float32),
+        candidates=np.where(new, b"", shelves.candidates),
+        recent_items=np.where(np.isin(shelves.recent_items, withheld), b"", shelves.recent_items),
+    ).take(np.arange(3_900))
+    test = shelves._replace(labels=np.where(new[..., None], shelves.labels, UNKNOWN).astype(np.float32)).take(
+        np.arange(3_900, 4_200)
     )
-    unseen = np.isin(blind.candidates, ids)
-    train = blind._replace(labels=np.where(unseen[..., None], -1.0, blind.labels).astype(np.float32))
-    train = train._replace(
-        candidates=np.where(unseen, b"", blind.candidates),
-        recent_items=np.where(np.isin(blind.recent_items, ids), b"", blind.recent_items),
-    ).take(np.arange(900))
-    test = blind._replace(labels=np.where(unseen[..., None], blind.labels, -1.0).astype(np.float32)).take(np.arange(900, 1_200))
     rng = np.random.default_rng(3)
     of_category = rng.normal(size=(shop.categories, 64))
-    catalog = [
-        msgspec.structs.replace(item, embedding=tuple(of_category[shop.category(item.item_id)] + 0.3 * rng.normal(size=64)))
-        for item in shop.catalog()
-    ]
+    embeddings = [of_category[shop.category(item)] + 0.3 * rng.normal(size=64) for item in shop.items]
+    catalog = [msgspec.structs.replace(i, embedding=tuple(e)) for i, e in zip(shop.catalog(), embeddings, strict=True)]
     found = []
     for records in ([], catalog):
         learner = Learner(FEATURES, 7)
@@ -179,10 +180,10 @@ def test_items_that_nobody_has_seen_are_ranked_by_their_content(shop: PlantedSho
         learner.admit(train)
         learner.normalise(train)
         learner.fit(train, np.random.default_rng(1), 3, 3e-3)
-        assert not withheld & {item.decode() for item in learner.vocabulary.items}
+        assert not set(withheld.tolist()) & learner.vocabulary.items.keys()
         found.append(evaluate(test, learner.predict(test)).auc)
     without, with_content = found
     assert without is not None
     assert with_content is not None
     assert without < 0.6
-    assert with_content > 0.7
+    assert with_content > 0.75
