@@ -2,11 +2,14 @@
 runs it. (Where it goes: directory.)
 """
 
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.framework import op_def_registry
 
 from features.feature_set import FeatureSet
 from trainer.learner import Learner
@@ -15,6 +18,7 @@ from trainer.samples import TASKS
 from trainer.vocabulary import FIRST_ROW, OOV_ROWS
 
 RETRIEVED_MAX = 200  # items a retrieval answers with: four times what a shelf of 50 could use after filters
+PROBES = 5  # timings of a shelf; the first also prepares the graph
 WARMUP_CANDIDATES = (10, 500)  # a small shelf, and the size the latency target is set at
 
 
@@ -48,15 +52,50 @@ def write(learner: Learner, path: Path, version: int, model_name: str) -> None:
     _write_warmup(path, model_name, version, learner.features)
 
 
-def probe(path: Path, features: FeatureSet) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """Load a SavedModel as a server would and ask it once; output → (shape, whether every number is finite), for B = 2 and C = 3."""
+class Probe(NamedTuple):
+    """What a SavedModel did when asked as a server asks it."""
+
+    outputs: dict[str, tuple[tuple[int, ...], bool]]
+    """Output → (shape, whether every number is finite), for B = 2 and C = 3."""
+    rank_ms: float
+    """One shelf of the most candidates in WARMUP_CANDIDATES, the quickest of PROBES: what it takes when nothing else wants the processor."""
+
+
+def probe(path: Path, features: FeatureSet) -> Probe:
+    """Load a SavedModel as a server would, and ask it."""
     served = tf.saved_model.load(str(path))
+
+    def ask(signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = served.signatures[signature](**{name: tf.constant(value) for name, value in inputs.items()})
+        return answer
+
     outputs = {}
     for signature, inputs in (("retrieve", example_inputs(features, 2)), ("rank", example_inputs(features, 2, 3))):
-        for name, value in served.signatures[signature](**{k: tf.constant(v) for k, v in inputs.items()}).items():
+        for name, value in ask(signature, inputs).items():
             finite = bool(np.isfinite(value.numpy()).all()) if value.dtype.is_floating else True
             outputs[f"{signature}/{name}"] = (tuple(value.shape), finite)
-    return outputs
+    shelf = example_inputs(features, 1, max(WARMUP_CANDIDATES))
+    took = []
+    for _ in range(PROBES):
+        start = time.perf_counter()
+        ask("rank", shelf)
+        took.append(time.perf_counter() - start)
+    return Probe(outputs, 1000 * min(took))
+
+
+def operations(path: Path) -> dict[str, bool]:
+    """Every operation of a SavedModel's graph and functions → whether plain TensorFlow has it. Those of saving and restoring, which
+    TensorFlow adds itself and a server calls once, are left out."""
+    saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    found: set[str] = set()
+    functions: set[str] = set()
+    for graph in saved.meta_graphs:
+        found |= {node.op for node in graph.graph_def.node if not node.name.startswith("save/")}
+        for function in graph.graph_def.library.function:
+            functions.add(function.signature.name)
+            if "traced_save" not in function.signature.name and "traced_restore" not in function.signature.name:
+                found |= {node.op for node in function.node_def}
+    return {name: op_def_registry.get(name) is not None for name in found - functions}
 
 
 def expected_outputs(items: int) -> dict[str, tuple[int, ...]]:

@@ -26,6 +26,7 @@ COSINE_SCALE = (
     14.0  # inverse temperature of the retrieval softmax: cosines lie in [-1, 1], and e^±1 cannot single out one item of many
 )
 FEATURE_CLIP = 5.0  # standard deviations; beyond it a feature is an outlier, not a signal
+AGE_MAX = 12.0  # log(1 + hours): 18 years
 NEVER = -1e9  # added to a masked logit: its softmax weight is exactly 0
 
 
@@ -119,7 +120,7 @@ class ShelfModel(keras.Model):  # type: ignore[misc]
         mask = ops.cast(ops.not_equal(rows, 0), "float32")
         items = self.items(rows) * mask[:, :, None]
         steps = items + self.event(inputs["recent_events"]) + self.position(ops.arange(self.recent))
-        steps = (steps + self.age(inputs["recent_age"][:, :, None])) * mask[:, :, None]
+        steps = (steps + self.age(ops.clip(inputs["recent_age"], 0.0, AGE_MAX)[:, :, None])) * mask[:, :, None]
         # Attention pooling: what matters of the visit so far, seen from the latest item.
         match = ops.einsum("bd,brd->br", self.query(steps[:, 0]), self.key_(steps)) / DIM**0.5
         weight = ops.softmax(match + (1.0 - mask) * NEVER) * mask

@@ -13,6 +13,7 @@ Killed before 4, the step runs again from the same offsets, weights and random n
 
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,17 +25,24 @@ from streams.records import Release
 from streams.topics import CLICKSTREAM, TRAINING_EXAMPLES
 from trainer import checkpoint, directory, export, releases
 from trainer.checkpoint import Checkpoint, State
-from trainer.gate import Unseen, Verdict, judge, unsound
+from trainer.compare import compare
+from trainer.gate import Contest, Unseen, Verdict, judge, unservable, unsound
 from trainer.intake import Batch, from_clickstream, from_examples
 from trainer.learner import Learner, be_deterministic
 from trainer.log import Offsets
-from trainer.metrics import Evaluation, evaluate
+from trainer.metrics import evaluate
 from trainer.samples import Array, Samples, concat, empty
 from trainer.vocabulary import Limits
 
 log = structlog.get_logger()
 
-UNSEEN_MAX = 2_000  # shelves that models are judged on, the latest: scoring them takes 0.1 s
+UNSEEN_MAX = 2_000  # shelves of earlier steps that models are judged on, the latest: scoring them takes 0.1 s
+UNSEEN_NEW_MAX = 1_000  # of these from one step, so that none judges itself alone
+UNSEEN_REFUSED_MAX = 200
+"""Of these from one refused step. What was refused may be wrong itself and must not become the measure at once; what has truly changed
+becomes it within a few steps."""
+RECENT_MAX = 500  # the latest shelves, of the step and before: on these a model must not be worse by more than noise
+RESERVOIR_NEW_MAX = 1_024  # of these from one step: a long one must not push out all that came before
 RESERVOIR_MAX = 4_096  # earlier samples learnt from beside new ones; about 10 MB in every checkpoint
 CONSUMED_MAX = 50_000  # request ids remembered: the join delivers twice only around an agent's restart, minutes apart
 BOOTSTRAP_RATES = (3e-3, 3e-3, 1e-3)
@@ -85,6 +93,24 @@ class Timer:
     @property
     def seconds(self) -> float:
         return round(time.monotonic() - self._start, 3)
+
+
+class Judged(NamedTuple):
+    """Shelves that no model has learnt from: `earlier` of them were set aside before this step."""
+
+    samples: Samples
+    earlier: int
+
+    def _parts(self) -> tuple[Array, Array, Array]:
+        """Rows of the recent ones, the earlier ones, and the replayed ones."""
+        served = np.flatnonzero(self.samples.served)
+        return served[-RECENT_MAX:], served[served < self.earlier], np.flatnonzero(~self.samples.served)
+
+    def evaluated(self, chances: Array) -> Unseen:
+        return Unseen(*(evaluate(self.samples.take(rows), chances[rows]) for rows in self._parts()))
+
+    def contest(self, candidate: Array, live: Array) -> Contest:
+        return Contest(*(compare(self.samples.take(rows), candidate[rows], live[rows]) for rows in self._parts()))
 
 
 class Trainer:
@@ -143,7 +169,7 @@ class Trainer:
         rng = self._rng()
         loss = [candidate.fit(batch.train, rng, 1, rate) for rate in BOOTSTRAP_RATES][-1]
         timer.done("learning")
-        live = self._on_unseen(self._learner, batch) if self.bootstrapped else None
+        live = self._learner.predict(self._judged(batch).samples) if self.bootstrapped else None
         return self._release(batch, candidate, live, self._learner.state(), {"loss": loss}, timer)
 
     def step(self) -> StepResult:
@@ -163,7 +189,7 @@ class Trainer:
         before = self._learner.state()
         if not batch.train.size:
             return self._only_set_aside(batch, before, timer)
-        live = self._on_unseen(self._learner, batch)
+        live = self._learner.predict(self._judged(batch).samples)
         timer.done("judging")
         try:
             turnover = self._learner.admit(batch.train, batch.time_ms)
@@ -200,20 +226,25 @@ class Trainer:
         self,
         batch: Batch,
         candidate: Learner,
-        live: Unseen | None,
+        live: Array | None,
         before: checkpoint.Arrays,
         metrics: dict[str, float],
         timer: Timer,
     ) -> StepResult:
-        """Judge `candidate`; checkpoint what was decided; make it so. `before` are the live weights, `live` their evaluation."""
+        """Judge `candidate`; checkpoint what was decided; make it so. `before` are the live weights, `live` their chances on what
+        models are judged on."""
         settings, parent = self._settings, self._state.live_version
         version = max(self._state.last_version, directory.live_version(settings.model_path)) + 1
         place = directory.partial(settings.model_path, version)
-        ours = self._on_unseen(candidate, batch)
+        judged = self._judged(batch)
+        ours = candidate.predict(judged.samples)
+        contest = None if live is None else judged.contest(ours, live)
         timer.done("judging")
-        verdict = self._judge(candidate, ours, live, place, version)
+        verdict, rank_ms = self._judge(candidate, contest, place, version)
         timer.done("exporting")
-        metrics = metrics | ours.named("") | (live.named("live_") if live else {})
+        metrics = metrics | judged.evaluated(ours).named("") | {"rank_ms": rank_ms}
+        if contest is not None and live is not None:
+            metrics |= judged.evaluated(live).named("live_") | contest.named()
         metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}  # JSON has no NaN; the reason names it
         release = Release(
             model=settings.model_name,
@@ -242,15 +273,19 @@ class Trainer:
         log.info(f"model_{release.outcome}", version=version, parent=parent, reason=verdict.reason, seconds=result.seconds)
         return result
 
-    def _judge(self, candidate: Learner, ours: Unseen, live: Unseen | None, place: Path, version: int) -> Verdict:
-        """Write `candidate` to `place` and judge it; one whose weights are broken is not even written."""
+    def _judge(self, candidate: Learner, contest: Contest | None, place: Path, version: int) -> tuple[Verdict, float]:
+        """Write `candidate` to `place` and judge it; one whose weights are broken is not even written. The verdict, and the milliseconds
+        that a shelf takes (not a number when it was not asked)."""
         weights = {name: value for name, value in candidate.state().items() if name.startswith("weight/")}
         if why := unsound(weights, {}, {}):
-            return Verdict(False, why)
+            return Verdict(False, why), np.nan
         export.write(candidate, place, version, self._settings.model_name)
-        if why := unsound({}, export.probe(place, self.features), export.expected_outputs(len(candidate.table()[0]))):
-            return Verdict(False, why)
-        return judge(ours, live)
+        if why := unservable(export.operations(place), 0.0, np.inf):  # before it is loaded here
+            return Verdict(False, why), np.nan
+        found = export.probe(place, self.features)
+        why = unsound({}, found.outputs, export.expected_outputs(len(candidate.table()[0])))
+        why = why or unservable({}, found.rank_ms, self._settings.model_timeout_ms)
+        return (Verdict(False, why) if why else judge(contest)), found.rank_ms
 
     def _save(self, batch: Batch, weights: checkpoint.Arrays, release: Release | None) -> None:
         """Checkpoint the state after `batch`, and only then take it over. A refused batch leaves the reservoir as it was."""
@@ -265,7 +300,9 @@ class Trainer:
             consumed=[*old.consumed, *batch.request_ids][-CONSUMED_MAX:],
             release=release or old.release,
         )
-        reservoir, unseen = self._stirred(batch) if promoted else self._reservoir, self._unseen_with(batch)
+        refused = release is not None and not promoted
+        reservoir = self._stirred(batch) if promoted else self._reservoir
+        unseen = self._unseen_with(batch, UNSEEN_REFUSED_MAX if refused else UNSEEN_NEW_MAX)
         checkpoint.save(self._checkpoints, Checkpoint(state=state, learner=weights, reservoir=reservoir, unseen=unseen))
         self._state, self._reservoir, self._unseen = state, reservoir, unseen
         self._unfinished = True
@@ -293,27 +330,22 @@ class Trainer:
             releases.publish(self._settings, release)
         self._unfinished = False
 
-    def _unseen_with(self, batch: Batch) -> Samples:
-        """The latest examples for judging, those of `batch` last; a new bootstrap's replace the replayed ones of the one before."""
+    def _judged(self, batch: Batch) -> Judged:
+        """What earlier steps set aside, and what `batch` does; a new bootstrap's replayed ones take the place of the one before's."""
         kept = self._unseen.take(self._unseen.served) if batch.kind == "bootstrap" else self._unseen
-        both = concat(kept, batch.unseen)
-        return both.take(np.arange(max(both.size - UNSEEN_MAX, 0), both.size))
+        new = _latest(batch.unseen, UNSEEN_MAX)
+        return Judged(concat(kept, new), kept.size)
 
-    def _on_unseen(self, learner: Learner, batch: Batch) -> Unseen:
-        """Evaluate `learner` on everything ever set aside, that of `batch` included."""
-        unseen = self._unseen_with(batch)
-        chances, earlier = learner.predict(unseen), np.arange(unseen.size) < unseen.size - batch.unseen.size
-
-        def on(rows: Array) -> Evaluation:
-            return evaluate(unseen.take(rows), chances[rows])
-
-        return Unseen(served=on(unseen.served), earlier=on(unseen.served & earlier), replayed=on(~unseen.served))
+    def _unseen_with(self, batch: Batch, most: int) -> Samples:
+        """The latest examples for judging, of `batch` at most `most`."""
+        kept = self._unseen.take(self._unseen.served) if batch.kind == "bootstrap" else self._unseen
+        return _latest(concat(kept, _latest(batch.unseen, most)), UNSEEN_MAX)
 
     def _stirred(self, batch: Batch) -> Samples:
         """The reservoir with the new samples in it, each in the place of any older one, so that its memory fades slowly."""
         rng = np.random.default_rng([self._settings.seed, self._state.steps, 1])
         kept = self._reservoir.take(self._reservoir.served) if batch.kind == "bootstrap" else self._reservoir
-        new = batch.train.take(rng.permutation(batch.train.size)[:RESERVOIR_MAX])
+        new = batch.train.take(rng.permutation(batch.train.size)[: RESERVOIR_NEW_MAX if kept.size else RESERVOIR_MAX])
         room = RESERVOIR_MAX - new.size
         return concat(kept.take(rng.permutation(kept.size)[:room]), new)
 
@@ -342,6 +374,10 @@ class Trainer:
             offsets=batch.offsets,
             checkpoints_skipped=skipped,
         )
+
+
+def _latest(samples: Samples, most: int) -> Samples:
+    return samples.take(np.arange(max(samples.size - most, 0), samples.size))
 
 
 def _same(one: Release, other: Release) -> bool:

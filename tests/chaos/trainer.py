@@ -241,7 +241,10 @@ def _everything(settings: Settings) -> dict[str, Any]:
         **{f"state/{name}": value for name, value in state.items()},
         "versions": directory.versions(settings.model_path),
         "left over": sorted(path.name for path in settings.model_path.glob(".*")),
-        MODEL_RELEASES: [(r.version, r.parent, r.outcome, r.reason, r.metrics, r.offsets, r.examples) for r in _releases(settings)],
+        MODEL_RELEASES: [
+            (r.version, r.parent, r.outcome, r.reason, r.metrics | {"rank_ms": 0.0}, r.offsets, r.examples)
+            for r in _releases(settings)
+        ],
     }
 
 
