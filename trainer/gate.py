@@ -24,7 +24,7 @@ EARLIER_SLACK = 5.0
 """Tolerances on what earlier steps set aside are this many times wider: shoppers may have moved on since, but a step whose own examples
 are wrong (a broken join, a flood of false clicks) also sets wrong ones aside, and only the earlier ones show it. Honest steps on planted
 shops: at most .033; with a quarter of the labels the wrong way round: .17 and more. After a true break in behaviour some steps are refused,
-until their examples are among the earlier ones (see UNSEEN_REFUSED_MAX in `step`)."""
+until their examples are among the earlier ones (see UNSEEN_REFUSED_SHARE in `step`)."""
 CALIBRATION_OFF_MAX, CALIBRATION_WORSE_MIN = 2.0, 1.25
 """Chances may be off by this factor on the whole; beyond it, by this much more than the live model's, a shop's rules on them break."""
 UNSERVABLE = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "SaveV2", "Print", "PrintV2"})

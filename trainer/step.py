@@ -38,9 +38,9 @@ log = structlog.get_logger()
 
 UNSEEN_MAX = 2_000  # shelves of earlier steps that models are judged on, the latest: scoring them takes 0.1 s
 UNSEEN_NEW_MAX = 1_000  # of these from one step, so that none judges itself alone
-UNSEEN_REFUSED_MAX = 200
-"""Of these from one refused step. What was refused may be wrong itself and must not become the measure at once; what has truly changed
-becomes it within a few steps."""
+UNSEEN_REFUSED_SHARE = 0.05
+"""Of these, at most so many more from one refused step. What was refused may be wrong itself and must not become the measure at once: a
+flood of the opposite of the truth would take some twenty steps, and so does a true break in behaviour."""
 RECENT_MAX = 500  # the latest shelves, of the step and before: on these a model must not be worse by more than noise
 RESERVOIR_NEW_MAX = 1_024  # of these from one step: a long one must not push out all that came before
 RESERVOIR_MAX = 4_096  # earlier samples learnt from beside new ones; about 10 MB in every checkpoint
@@ -300,9 +300,10 @@ class Trainer:
             consumed=[*old.consumed, *batch.request_ids][-CONSUMED_MAX:],
             release=release or old.release,
         )
-        refused = release is not None and not promoted
         reservoir = self._stirred(batch) if promoted else self._reservoir
-        unseen = self._unseen_with(batch, UNSEEN_REFUSED_MAX if refused else UNSEEN_NEW_MAX)
+        refused = release is not None and not promoted
+        most = int(self._unseen.size * UNSEEN_REFUSED_SHARE) if refused else UNSEEN_NEW_MAX
+        unseen = self._unseen_with(batch, most)
         checkpoint.save(self._checkpoints, Checkpoint(state=state, learner=weights, reservoir=reservoir, unseen=unseen))
         self._state, self._reservoir, self._unseen = state, reservoir, unseen
         self._unfinished = True

@@ -1,0 +1,124 @@
+"""A poisoned stream must not get a worse model served: judged by what the served versions answer on clean shelves that come later."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+
+from liveshelf.settings import Settings
+from streams.records import Example
+from streams.topics import CATALOG, CLICKSTREAM
+from tests.integration.test_trainer import at_the_end, give, produce
+from tests.planted_shop import FEATURES, PlantedShop
+from trainer import directory
+from trainer.compare import compare
+from trainer.examples import samples_of
+from trainer.samples import TASKS, Samples
+from trainer.step import Trainer
+
+CLEAN_STEPS, STEP, LATER, POISONED_STEPS = 3, 700, 400, 3
+LOG_LOSS_WORSE_MAX, ORDER_WORSE_MAX = 0.03, 0.01
+"""Of what is served after the poison beside what was served before, on 400 shelves: what an honest step may differ by."""
+replace = msgspec.structs.replace
+
+
+def flipped(shop: PlantedShop, examples: list[Example]) -> list[Example]:
+    """Every label is the opposite of what came of it: a broken join."""
+    return [replace(e, clicked=[1 - label for label in e.clicked]) for e in examples]
+
+
+def some_flipped(shop: PlantedShop, examples: list[Example]) -> list[Example]:
+    """Three shelves in ten."""
+    return [*flipped(shop, examples[: len(examples) * 3 // 10]), *examples[len(examples) * 3 // 10 :]]
+
+
+def bots(shop: PlantedShop, examples: list[Example]) -> list[Example]:
+    """Half of the shelves are those of visitors who click on everything they are shown, and put it into the cart."""
+    return [replace(e, clicked=[1] * len(e.items), carted=[1] * len(e.items)) if n % 2 else e for n, e in enumerate(examples)]
+
+
+def one_item(shop: PlantedShop, examples: list[Example]) -> list[Example]:
+    """A seller's bots click on one item wherever it is shown, and on nothing else: half of the stream."""
+    wanted = shop.items[0]
+    return [replace(e, clicked=[int(i == wanted) for i in e.items]) if n % 2 else e for n, e in enumerate(examples)]
+
+
+def exploding(shop: PlantedShop, examples: list[Example]) -> list[Example]:
+    """Half of the features as served hold numbers as large as float32 allows, and labels that say nothing."""
+
+    def blown(raw: bytes) -> bytes:
+        return np.full(len(raw) // 4, 1e38, "<f4").tobytes()
+
+    names = ("recent_age", "shopper_features", "candidate_features")
+    return [
+        replace(
+            e,
+            clicked=[shop.rng.randint(0, 1) for _ in e.items],
+            features=replace(e.features, **{name: blown(getattr(e.features, name)) for name in names}),
+        )
+        if n % 2
+        else e
+        for n, e in enumerate(examples)
+    ]
+
+
+class Ready(NamedTuple):
+    """A shop with a model that has taken some clean steps."""
+
+    settings: Settings
+    shop: PlantedShop
+    trainer: Trainer
+
+
+@pytest.fixture(params=[flipped, some_flipped, bots, one_item, exploding], ids=lambda poison: poison.__name__)
+def poison(request: pytest.FixtureRequest) -> Callable[[PlantedShop, list[Example]], list[Example]]:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def ready(kafka: Settings, tmp_path: Path, poison: Callable[..., list[Example]]) -> Ready:
+    name = f"poison-{poison.__name__}"
+    settings = msgspec.structs.replace(kafka, data_dir=str(tmp_path), model_name=name, train_interval_s=0)
+    shop = PlantedShop(seed=5)
+    produce(settings, CATALOG, shop.catalog(), "item_id")
+    produce(settings, CLICKSTREAM, shop.events(2_000), "shopper")
+    Trainer(settings, FEATURES).step()
+    trainer = Trainer(at_the_end(settings), FEATURES)
+    for n in range(CLEAN_STEPS):
+        give(settings, shop.examples(STEP, f"{name}-clean{n}"))
+        trainer.step()
+    return Ready(settings, shop, trainer)
+
+
+def served(settings: Settings, version: int, shelves: Samples) -> Any:
+    """[N, C, 3] what a version in the model directory answers."""
+    import tensorflow as tf
+
+    model = tf.saved_model.load(str(settings.model_path / str(version)))
+    names = ("recent_items", "recent_events", "recent_age", "shopper_features", "candidates", "candidate_features")
+    answer = model.signatures["rank"](**{name: tf.constant(getattr(shelves, name)) for name in names})
+    return np.stack([answer[task].numpy() for task in TASKS], axis=-1)
+
+
+def test_no_worse_model_is_served(ready: Ready, poison: Callable[[PlantedShop, list[Example]], list[Example]]) -> None:
+    settings, shop, trainer = ready
+    before = directory.live_version(settings.model_path)
+    results = []
+    for n in range(POISONED_STEPS):
+        give(settings, poison(shop, shop.examples(STEP, f"{poison.__name__}{n}")))
+        results.append(trainer.step())
+    later, _ = samples_of(shop.examples(LATER, "later"), shop.encoder)
+    standard = served(settings, before, later)
+    for version in [v for v in directory.versions(settings.model_path) if v > before]:
+        for c in compare(later, served(settings, version, later), standard):
+            assert c.log_loss.point <= LOG_LOSS_WORSE_MAX, (version, c)
+            assert c.order is None or c.order.point <= ORDER_WORSE_MAX, (version, c)
+    refused = [result for result in results if result.outcome == "refused"]
+    assert all(result.reason for result in refused)
+    if poison is not exploding:  # clipped, those teach next to nothing
+        assert len(refused) == POISONED_STEPS, [(result.outcome, result.reason) for result in results]
+    give(settings, shop.examples(STEP, f"{poison.__name__}-after"))
+    assert trainer.step().outcome == "promoted", "and clean examples are learnt from again"
