@@ -45,6 +45,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """The version that the weights are those of; 0 before the first."""
     last_version: int
     """The last number given, to a refused model too."""
+    refused_in_a_row: int = 0
     offsets: dict[str, int]
     """`topic/partition` → next offset."""
     consumed: list[str]

@@ -16,7 +16,7 @@ finds one of them surely worse in at most one step of twenty (Bonferroni)."""
 RESAMPLES = 2_000  # twelve of them lie beyond such a bound
 SEED = 11  # the same shelves give the same verdict
 CHANCE_MIN = 1e-6
-POSITIVES_MIN = 20
+POSITIVES_MIN = 50
 """Of an objective, on shelves where it also has negatives: the order of fewer says nothing, and its log loss is that of a base rate."""
 
 

@@ -20,11 +20,11 @@ LOG_LOSS_WORSE_MAX = 0.01
 """Relative, on the latest shelves. Both models see the same ones, and one step moves an honest model by a few per mille."""
 ORDER_WORSE_MAX = 0.01
 """Absolute, of the share of pairs in the right order."""
-EARLIER_SLACK = 5.0
+EARLIER_SLACK = 3.0
 """Tolerances on what earlier steps set aside are this many times wider: shoppers may have moved on since, but a step whose own examples
 are wrong (a broken join, a flood of false clicks) also sets wrong ones aside, and only the earlier ones show it. Honest steps on planted
-shops: at most .033; with a quarter of the labels the wrong way round: .17 and more. After a true break in behaviour some steps are refused,
-until their examples are among the earlier ones (see UNSEEN_REFUSED_SHARE in `step`)."""
+shops: mostly below .015; with a quarter of the labels the wrong way round: .17 and more. After a true break in behaviour steps are refused
+for a while (see REFUSED_IN_A_ROW_MAX in `step`)."""
 CALIBRATION_OFF_MAX, CALIBRATION_WORSE_MIN = 2.0, 1.25
 """Chances may be off by this factor on the whole; beyond it, by this much more than the live model's, a shop's rules on them break."""
 UNSERVABLE = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "SaveV2", "Print", "PrintV2"})

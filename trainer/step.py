@@ -38,9 +38,10 @@ log = structlog.get_logger()
 
 UNSEEN_MAX = 2_000  # shelves of earlier steps that models are judged on, the latest: scoring them takes 0.1 s
 UNSEEN_NEW_MAX = 1_000  # of these from one step, so that none judges itself alone
-UNSEEN_REFUSED_SHARE = 0.05
-"""Of these, at most so many more from one refused step. What was refused may be wrong itself and must not become the measure at once: a
-flood of the opposite of the truth would take some twenty steps, and so does a true break in behaviour."""
+REFUSED_IN_A_ROW_MAX = 20
+"""Steps refused one after the other before what they set aside becomes a measure, too. Until then none of it does: it may be as wrong as
+what was refused, and a tenth of opposite labels outweighs the log loss of all the others. What lasts for twenty steps is no flood, but the
+way shoppers behave now, and the refusals have told of it."""
 RECENT_MAX = 500  # the latest shelves, of the step and before: on these a model must not be worse by more than noise
 RESERVOIR_NEW_MAX = 1_024  # of these from one step: a long one must not push out all that came before
 RESERVOIR_MAX = 4_096  # earlier samples learnt from beside new ones; about 10 MB in every checkpoint
@@ -291,19 +292,20 @@ class Trainer:
         """Checkpoint the state after `batch`, and only then take it over. A refused batch leaves the reservoir as it was."""
         promoted = release is not None and release.outcome == "promoted"
         old = self._state
+        refused = release is not None and not promoted
+        in_a_row = old.refused_in_a_row + 1 if refused else 0 if promoted else old.refused_in_a_row
         state = State(
             feature_version=self.features.version,
             steps=old.steps + 1,
             live_version=release.version if release and promoted else old.live_version,
             last_version=release.version if release else old.last_version,
+            refused_in_a_row=in_a_row,
             offsets=batch.offsets,
             consumed=[*old.consumed, *batch.request_ids][-CONSUMED_MAX:],
             release=release or old.release,
         )
         reservoir = self._stirred(batch) if promoted else self._reservoir
-        refused = release is not None and not promoted
-        most = int(self._unseen.size * UNSEEN_REFUSED_SHARE) if refused else UNSEEN_NEW_MAX
-        unseen = self._unseen_with(batch, most)
+        unseen = self._unseen_with(batch) if in_a_row == 0 or in_a_row > REFUSED_IN_A_ROW_MAX else self._unseen
         checkpoint.save(self._checkpoints, Checkpoint(state=state, learner=weights, reservoir=reservoir, unseen=unseen))
         self._state, self._reservoir, self._unseen = state, reservoir, unseen
         self._unfinished = True
@@ -337,10 +339,10 @@ class Trainer:
         new = _latest(batch.unseen, UNSEEN_MAX)
         return Judged(concat(kept, new), kept.size)
 
-    def _unseen_with(self, batch: Batch, most: int) -> Samples:
-        """The latest examples for judging, of `batch` at most `most`."""
+    def _unseen_with(self, batch: Batch) -> Samples:
+        """The latest examples for judging, those of `batch` last."""
         kept = self._unseen.take(self._unseen.served) if batch.kind == "bootstrap" else self._unseen
-        return _latest(concat(kept, _latest(batch.unseen, most)), UNSEEN_MAX)
+        return _latest(concat(kept, _latest(batch.unseen, UNSEEN_NEW_MAX)), UNSEEN_MAX)
 
     def _stirred(self, batch: Batch) -> Samples:
         """The reservoir with the new samples in it, each in the place of any older one, so that its memory fades slowly."""

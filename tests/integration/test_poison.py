@@ -19,9 +19,9 @@ from trainer.examples import samples_of
 from trainer.samples import TASKS, Samples
 from trainer.step import Trainer
 
-CLEAN_STEPS, STEP, LATER, POISONED_STEPS = 3, 700, 400, 3
-LOG_LOSS_WORSE_MAX, ORDER_WORSE_MAX = 0.03, 0.01
-"""Of what is served after the poison beside what was served before, on 400 shelves: what an honest step may differ by."""
+CLEAN_STEPS, STEP, LATER, POISONED_STEPS = 3, 700, 1_000, 3
+LOG_LOSS_WORSE_MAX, ORDER_WORSE_MAX = 0.02, 0.01
+"""What is served after the poison must not surely be worse by more, on 1,000 shelves, than what was served before."""
 replace = msgspec.structs.replace
 
 
@@ -114,8 +114,8 @@ def test_no_worse_model_is_served(ready: Ready, poison: Callable[[PlantedShop, l
     standard = served(settings, before, later)
     for version in [v for v in directory.versions(settings.model_path) if v > before]:
         for c in compare(later, served(settings, version, later), standard):
-            assert c.log_loss.point <= LOG_LOSS_WORSE_MAX, (version, c)
-            assert c.order is None or c.order.point <= ORDER_WORSE_MAX, (version, c)
+            assert c.log_loss.low <= LOG_LOSS_WORSE_MAX, (version, c)
+            assert c.order is None or c.order.low <= ORDER_WORSE_MAX, (version, c)
     refused = [result for result in results if result.outcome == "refused"]
     assert all(result.reason for result in refused)
     if poison is not exploding:  # clipped, those teach next to nothing
