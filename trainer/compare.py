@@ -16,8 +16,9 @@ finds one of them surely worse in at most one step of twenty (Bonferroni)."""
 RESAMPLES = 2_000  # twelve of them lie beyond such a bound
 SEED = 11  # the same shelves give the same verdict
 CHANCE_MIN = 1e-6
-POSITIVES_MIN = 50
-"""Of an objective, on shelves where it also has negatives: the order of fewer says nothing, and its log loss is that of a base rate."""
+POSITIVES_MIN, ORDERED_MIN = 20, 50
+"""Actions of an objective, on shelves where it also has negatives, below which its log loss is that of a base rate, and its order is not
+judged: the bounds of a bootstrap over a handful of shelves are too narrow."""
 
 
 class Worse(NamedTuple):
@@ -42,7 +43,7 @@ class Comparison(NamedTuple):
     """Relative to the live model's."""
     order: Worse | None
     """Of the share of (acted on, not acted on) pairs within a shelf that stand in the right order: grouped AUC (Zhu et al., 2017). None for
-    all objectives together."""
+    all objectives together, and of fewer than ORDERED_MIN actions."""
     calibration: float
     """Sum of the candidate's chances over the number of actions; 1 is right."""
     live_calibration: float
@@ -74,7 +75,7 @@ def compare(samples: Samples, candidate: Array, live: Array) -> list[Comparison]
                     shelves=ours.shelves,
                     positives=ours.positives,
                     log_loss=_worse(draws, ours.loss, theirs.loss, theirs.loss),
-                    order=_worse(draws, theirs.ordered, ours.ordered, ours.pairs),
+                    order=_worse(draws, theirs.ordered, ours.ordered, ours.pairs) if ours.positives >= ORDERED_MIN else None,
                     calibration=float(ours.chances.sum() / ours.positives),
                     live_calibration=float(theirs.chances.sum() / theirs.positives),
                 )

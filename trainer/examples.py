@@ -14,6 +14,8 @@ from trainer.samples import TASKS, UNKNOWN, Array, Samples, empty
 POSITIONS_MAX = (
     32  # shown positions learnt from: shelves rarely show more, and a few long lists would pad every batch to their length
 )
+VALUE_MAX = 10_000.0
+"""Of any feature: they are logarithms, shares, rates and flags. What is larger was not made by the encoder."""
 
 
 class ServedFeatures(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -44,7 +46,7 @@ class LearntExample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 def samples_of(examples: Sequence[LearntExample | Example], encoder: Encoder) -> tuple[Samples, Array]:
     """The samples that joined impressions make, and int [N] which example each is of; bit for bit what `Encoder.decode` reads one by one.
 
-    Left out are examples whose lists disagree, whose features are of another version or shape, or hold a number that is not finite.
+    Left out are examples whose lists disagree, whose features are of another version or shape, or hold a number that is none, or no feature.
     Of a shelf longer than POSITIONS_MAX the positions acted on stay, then the first ones.
     """
     features = encoder.features
@@ -78,10 +80,10 @@ def samples_of(examples: Sequence[LearntExample | Example], encoder: Encoder) ->
         labels=labels,
         served=np.ones(len(chosen), bool),
     )
-    finite = np.ones(len(chosen), bool)
+    plausible = np.ones(len(chosen), bool)
     for column in (samples.recent_age, samples.shopper_features, samples.candidate_features):
-        finite &= np.isfinite(column).all(axis=tuple(range(1, column.ndim)))
-    return _shortened(samples.take(finite)), np.array(fitting)[finite]
+        plausible &= (np.abs(column) <= VALUE_MAX).all(axis=tuple(range(1, column.ndim)))  # no number that is none is
+    return _shortened(samples.take(plausible)), np.array(fitting)[plausible]
 
 
 def _fits(example: LearntExample | Example, version: str, s: int, f: int, r: int) -> bool:

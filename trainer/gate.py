@@ -2,7 +2,7 @@
 
 A model is refused when it is worse than the live one on shelves that neither has learnt from, by more than is tolerated at best guess, and
 surely worse at all: the lower bound of the difference is above nothing (see `compare`). The bound keeps noise from refusing honest steps;
-the tolerance keeps a difference that is sure and tiny from doing so.
+the tolerance keeps a difference that is sure and tiny from doing so. It is also refused when it may be far worse: the upper bound is high.
 """
 
 from collections.abc import Mapping
@@ -20,6 +20,9 @@ LOG_LOSS_WORSE_MAX = 0.01
 """Relative, on the latest shelves. Both models see the same ones, and one step moves an honest model by a few per mille."""
 ORDER_WORSE_MAX = 0.01
 """Absolute, of the share of pairs in the right order."""
+LOG_LOSS_UNSURE_MAX, ORDER_UNSURE_MAX = 0.06, 0.06
+"""The upper bounds must stay below these: a model that may be as much worse, for all that the unseen shelves say, is not let through because
+they are few. Honest steps change little, so their bounds are narrow (planted shops, 100 shelves and more: log loss at most .055)."""
 EARLIER_SLACK = 3.0
 """Tolerances on what earlier steps set aside are this many times wider: shoppers may have moved on since, but a step whose own examples
 are wrong (a broken join, a flood of false clicks) also sets wrong ones aside, and only the earlier ones show it. Honest steps on planted
@@ -139,17 +142,21 @@ def _shelves(part: list[Comparison]) -> int:
 def _worse(part: list[Comparison], slack: float, by_log_loss: bool = True) -> str:
     """In what the candidate is worse; empty when in nothing. A figure that is not a number is worse."""
     for c in part:
-        if by_log_loss and _beyond(c.log_loss, slack * LOG_LOSS_WORSE_MAX):
-            return f"{c.task}: log loss by {c.log_loss.point:.1%} (surely by {c.log_loss.low:.1%})"
-        if c.order is not None and _beyond(c.order, slack * ORDER_WORSE_MAX):
-            return (
-                f"{c.task}: {c.order.point:.4f} more pairs in the wrong order (surely {c.order.low:.4f}), of {c.positives} actions"
-            )
+        if by_log_loss and (how := _how_sure(c.log_loss, slack * LOG_LOSS_WORSE_MAX, LOG_LOSS_UNSURE_MAX)):
+            return f"{c.task}: log loss by {c.log_loss.point:.1%} ({how} {getattr(c.log_loss, BOUND[how]):.1%})"
+        if c.order is not None and (how := _how_sure(c.order, slack * ORDER_WORSE_MAX, ORDER_UNSURE_MAX)):
+            figures = f"{c.order.point:.4f} more pairs in the wrong order ({how} {getattr(c.order, BOUND[how]):.4f})"
+            return f"{c.task}: {figures}, of {c.positives} actions"
     return ""
 
 
-def _beyond(worse: Worse, tolerated: float) -> bool:
-    return not (worse.point <= tolerated or worse.low <= 0.0)
+BOUND = {"surely by": "low", "perhaps by": "high"}
+
+
+def _how_sure(worse: Worse, tolerated: float, unsure_max: float) -> str:
+    if not (worse.point <= tolerated or worse.low <= 0.0):
+        return "surely by"
+    return "" if worse.high <= unsure_max else "perhaps by"
 
 
 def _miscalibrated(part: list[Comparison]) -> str:

@@ -11,7 +11,7 @@ import pytest
 from liveshelf.settings import Settings
 from streams.records import Example
 from streams.topics import CATALOG, CLICKSTREAM
-from tests.integration.test_trainer import at_the_end, give, produce
+from tests.integration.test_trainer import at_the_end, elsewhere, give, produce
 from tests.planted_shop import FEATURES, PlantedShop
 from trainer import directory
 from trainer.compare import compare
@@ -47,10 +47,10 @@ def one_item(shop: PlantedShop, examples: list[Example]) -> list[Example]:
 
 
 def exploding(shop: PlantedShop, examples: list[Example]) -> list[Example]:
-    """Half of the features as served hold numbers as large as float32 allows, and labels that say nothing."""
+    """Half of the examples hold features a thousand times what they were, which is just about possible, and labels that say nothing."""
 
     def blown(raw: bytes) -> bytes:
-        return np.full(len(raw) // 4, 1e38, "<f4").tobytes()
+        return (np.frombuffer(raw, "<f4") * 1_000).tobytes()
 
     names = ("recent_age", "shopper_features", "candidate_features")
     return [
@@ -73,24 +73,25 @@ class Ready(NamedTuple):
     trainer: Trainer
 
 
-@pytest.fixture(params=[flipped, some_flipped, bots, one_item, exploding], ids=lambda poison: poison.__name__)
-def poison(request: pytest.FixtureRequest) -> Callable[[PlantedShop, list[Example]], list[Example]]:
-    return request.param  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-def ready(kafka: Settings, tmp_path: Path, poison: Callable[..., list[Example]]) -> Ready:
-    name = f"poison-{poison.__name__}"
-    settings = msgspec.structs.replace(kafka, data_dir=str(tmp_path), model_name=name, train_interval_s=0)
+@pytest.fixture(scope="module")
+def learnt(kafka: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, PlantedShop]:
+    home = tmp_path_factory.mktemp("poison") / "data"
+    settings = replace(kafka, data_dir=str(home), model_name="poisoned", train_interval_s=0)
     shop = PlantedShop(seed=5)
     produce(settings, CATALOG, shop.catalog(), "item_id")
     produce(settings, CLICKSTREAM, shop.events(2_000), "shopper")
     Trainer(settings, FEATURES).step()
     trainer = Trainer(at_the_end(settings), FEATURES)
     for n in range(CLEAN_STEPS):
-        give(settings, shop.examples(STEP, f"{name}-clean{n}"))
+        give(settings, shop.examples(STEP, f"poison-clean{n}"))
         trainer.step()
-    return Ready(settings, shop, trainer)
+    return settings, shop
+
+
+@pytest.fixture
+def ready(learnt: tuple[Settings, PlantedShop], tmp_path: Path) -> Ready:
+    settings = at_the_end(elsewhere(learnt[0], tmp_path / "data"))
+    return Ready(settings, learnt[1], Trainer(settings, FEATURES))
 
 
 def served(settings: Settings, version: int, shelves: Samples) -> Any:
@@ -103,6 +104,7 @@ def served(settings: Settings, version: int, shelves: Samples) -> Any:
     return np.stack([answer[task].numpy() for task in TASKS], axis=-1)
 
 
+@pytest.mark.parametrize("poison", [flipped, some_flipped, bots, one_item, exploding], ids=lambda poison: poison.__name__)
 def test_no_worse_model_is_served(ready: Ready, poison: Callable[[PlantedShop, list[Example]], list[Example]]) -> None:
     settings, shop, trainer = ready
     before = directory.live_version(settings.model_path)
@@ -110,7 +112,7 @@ def test_no_worse_model_is_served(ready: Ready, poison: Callable[[PlantedShop, l
     for n in range(POISONED_STEPS):
         give(settings, poison(shop, shop.examples(STEP, f"{poison.__name__}{n}")))
         results.append(trainer.step())
-    later, _ = samples_of(shop.examples(LATER, "later"), shop.encoder)
+    later, _ = samples_of(shop.examples(LATER, f"{poison.__name__}-later"), shop.encoder)
     standard = served(settings, before, later)
     for version in [v for v in directory.versions(settings.model_path) if v > before]:
         for c in compare(later, served(settings, version, later), standard):
@@ -118,7 +120,7 @@ def test_no_worse_model_is_served(ready: Ready, poison: Callable[[PlantedShop, l
             assert c.order is None or c.order.low <= ORDER_WORSE_MAX, (version, c)
     refused = [result for result in results if result.outcome == "refused"]
     assert all(result.reason for result in refused)
-    if poison is not exploding:  # clipped, those teach next to nothing
+    if poison is not exploding:  # of those the most are beyond what the encoder makes, and are left out
         assert len(refused) == POISONED_STEPS, [(result.outcome, result.reason) for result in results]
     give(settings, shop.examples(STEP, f"{poison.__name__}-after"))
     assert trainer.step().outcome == "promoted", "and clean examples are learnt from again"

@@ -142,7 +142,7 @@ def test_a_step_repeated_from_its_checkpoint_gives_the_same_weights(settings: Se
     assert one.trained == two.trained > 0
     assert not equal(before, weights(settings))
     assert equal(weights(settings), weights(twin))
-    assert one.metrics == two.metrics
+    assert one.metrics | {"rank_ms": 0} == two.metrics | {"rank_ms": 0}
 
 
 def test_a_crash_before_the_checkpoint_neither_skips_nor_repeats(

@@ -34,6 +34,7 @@ def of(comparisons: list[Comparison], task: str) -> Comparison:
 def test_values_of_two_shelves_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log loss over known labels, pairs within a shelf only, ties half; what is unknown counts for nothing."""
     monkeypatch.setattr("trainer.compare.POSITIVES_MIN", 1)
+    monkeypatch.setattr("trainer.compare.ORDERED_MIN", 1)
     samples, _ = shelves(2, size=3)
     labels = np.full((2, 3, 3), UNKNOWN, np.float32)
     labels[:, :, 0] = [[1, 0, 0], [0, 1, UNKNOWN]]
@@ -94,7 +95,7 @@ def test_an_objective_with_few_actions_is_not_judged_alone() -> None:
     labels[:, :, 2] = 0.0
     labels[:POSITIVES_MIN, 0, 2] = 1.0
     found = compare(samples._replace(labels=labels), chances(truth, 0.3, 1), chances(truth, 0.3, 2))
-    assert [c.task for c in found] == ["all", "click", "purchase"]
+    assert [(c.task, c.order is not None) for c in found] == [("all", False), ("click", True), ("purchase", False)]
     assert compare(empty(FEATURES), np.zeros((0, 1, 3)), np.zeros((0, 1, 3))) == []
 
 

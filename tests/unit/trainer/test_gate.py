@@ -68,7 +68,9 @@ def test_the_first_model_has_nothing_to_beat() -> None:
     [
         (on(100), True),
         (on(100, loss=Worse(0.009, 0.004, 0.014)), True),  # surely worse, by less than is tolerated
-        (on(100, loss=Worse(0.03, -0.01, 0.07)), True),  # perhaps worse, perhaps not
+        (on(100, loss=Worse(0.02, -0.01, 0.05)), True),  # perhaps a little worse, perhaps not
+        (on(100, loss=Worse(0.03, -0.02, 0.08)), False),  # perhaps far worse
+        (on(100, order=Worse(0.00, -0.08, 0.08)), False),
         (on(100, loss=Worse(0.02, 0.001, 0.04)), False),
         (on(100, order=Worse(0.02, 0.001, 0.04)), False),
         (on(100, order=Worse(0.02, -0.001, 0.04)), True),
@@ -98,6 +100,7 @@ def test_poison_that_is_also_set_aside_shows_on_the_earlier_examples() -> None:
     verdict = judge(contest(on(200, loss=Worse(-0.3, -0.4, -0.2)), earlier=on(100, loss=Worse(0.2, 0.1, 0.3))))
     assert not verdict.promoted
     assert "100 unseen earlier examples: click: log loss by 20.0%" in verdict.reason
+    assert "(perhaps by 9.0%)" in judge(contest(on(200, loss=Worse(0.0, -0.09, 0.09)))).reason
     assert judge(contest(on(200), earlier=on(100, loss=Worse(0.025, 0.02, 0.03)))).promoted, "shoppers may have moved on a little"
 
 
