@@ -12,6 +12,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
 from features.feature_set import FeatureSet
+from liveshelf.errors import ConflictError
 from trainer.learner import Learner
 from trainer.model import unit
 from trainer.samples import TASKS
@@ -42,14 +43,18 @@ def candidate_specs(features: FeatureSet) -> dict[str, Any]:
 
 
 def write(learner: Learner, path: Path, version: int, model_name: str) -> None:
-    """Write the model with its warm-up requests to `path`."""
+    """Write the model with its warm-up requests to `path`.
+
+    Raises:
+        ConflictError: the disk does not take it. What stands at `path` then is no model.
+    """
     module = _Served(learner)
-    tf.saved_model.save(
-        module,
-        str(path),
-        signatures={"retrieve": module.retrieve, "rank": module.rank, "describe": module.describe, "serving_default": module.rank},
-    )
-    _write_warmup(path, model_name, version, learner.features)
+    signatures = {"retrieve": module.retrieve, "rank": module.rank, "describe": module.describe, "serving_default": module.rank}
+    try:
+        tf.saved_model.save(module, str(path), signatures=signatures)
+        _write_warmup(path, model_name, version, learner.features)
+    except (OSError, tf.errors.OpError) as error:  # TensorFlow has errors of its own for the disk
+        raise ConflictError(f"cannot write a model to {path}: {error}. Free space or make it writable.") from error
 
 
 class Probe(NamedTuple):
