@@ -28,8 +28,10 @@ EARLIER_SLACK = 3.0
 are wrong (a broken join, a flood of false clicks) also sets wrong ones aside, and only the earlier ones show it. Honest steps on planted
 shops: mostly below .015; with a quarter of the labels the wrong way round: .17 and more. After a true break in behaviour steps are refused
 for a while (see REFUSED_IN_A_ROW_MAX in `step`)."""
-CALIBRATION_OFF_MAX, CALIBRATION_WORSE_MIN = 2.0, 1.25
-"""Chances may be off by this factor on the whole; beyond it, by this much more than the live model's, a shop's rules on them break."""
+CALIBRATION_OFF_MAX, CALIBRATION_WORSE_MIN = 1.3, 1.15
+"""Chances may be off by this factor on the whole; beyond it, by this much more than the live model's, they are refused. A seller's bots that
+click on one item alone halve the chances of all others, which costs log loss only once the live model's own are right."""
+CALIBRATED_MIN = 150  # actions: their number is known to 8% then
 UNSERVABLE = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "SaveV2", "Print", "PrintV2"})
 """Operations that TensorFlow has and its model server has not (they call into Python), or that a scorer has no business running. Saving and
 printing aside in what TensorFlow itself adds to a SavedModel: its save and restore functions."""
@@ -120,7 +122,7 @@ def judge(contest: Contest | None) -> Verdict:
     parts = (("recent", contest.recent, 1.0), ("earlier", contest.earlier, EARLIER_SLACK))
     judged = [(name, part, slack) for name, part, slack in parts if _shelves(part) >= UNSEEN_MIN]
     for name, part, slack in judged:
-        if why := _worse(part, slack) or (_miscalibrated(part) if name == "recent" else ""):
+        if why := _worse(part, slack) or _miscalibrated(part):
             return Verdict(False, f"worse than the live model on {_shelves(part)} unseen {name} examples: {why}")
     if judged:
         return Verdict(
@@ -161,6 +163,8 @@ def _how_sure(worse: Worse, tolerated: float, unsure_max: float) -> str:
 
 def _miscalibrated(part: list[Comparison]) -> str:
     for c in part:
+        if c.positives < CALIBRATED_MIN:
+            continue
         off, live_off = (abs(np.log(max(value, 1e-9))) for value in (c.calibration, c.live_calibration))
         if not (off <= np.log(CALIBRATION_OFF_MAX) or off <= live_off + np.log(CALIBRATION_WORSE_MIN)):
             return f"{c.task}: chances add up to {c.calibration:.2f} of what happened, the live model's to {c.live_calibration:.2f}"

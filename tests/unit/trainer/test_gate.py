@@ -14,9 +14,15 @@ NAN = float("nan")
 
 
 def on(
-    shelves: int, loss: Worse = SAME, order: Worse | None = SAME, task: str = "click", calibration: float = 1.0, live: float = 1.0
+    shelves: int,
+    loss: Worse = SAME,
+    order: Worse | None = SAME,
+    task: str = "click",
+    calibration: float = 1.0,
+    live: float = 1.0,
+    positives: int = 200,
 ) -> list[Comparison]:
-    return [Comparison(task, shelves, 40, loss, order, calibration, live)]
+    return [Comparison(task, shelves, positives, loss, order, calibration, live)]
 
 
 def contest(recent: list[Comparison], earlier: list[Comparison] | None = None, replayed: list[Comparison] | None = None) -> Contest:
@@ -106,12 +112,14 @@ def test_poison_that_is_also_set_aside_shows_on_the_earlier_examples() -> None:
 
 @pytest.mark.parametrize(
     ("calibration", "live", "promoted"),
-    [(1.9, 1.0, True), (2.1, 1.0, False), (0.4, 1.0, False), (0.4, 0.38, True), (NAN, 1.0, False)],
+    [(1.25, 1.0, True), (1.35, 1.0, False), (0.7, 1.0, False), (0.7, 0.75, True), (NAN, 1.0, False)],
 )
 def test_chances_that_no_longer_add_up_are_refused(calibration: float, live: float, promoted: bool) -> None:
-    verdict = judge(contest(on(100, calibration=calibration, live=live)))
-    assert verdict.promoted is promoted
-    assert promoted or "of what happened" in verdict.reason
+    off = on(100, calibration=calibration, live=live)
+    for verdict in (judge(contest(off)), judge(contest(on(100), earlier=off))):
+        assert verdict.promoted is promoted
+        assert promoted or "of what happened" in verdict.reason
+    assert judge(contest(on(100, calibration=calibration, live=live, positives=100))).promoted, "few actions add up to anything"
 
 
 def test_replayed_examples_judge_by_order_alone_while_served_ones_are_few() -> None:
