@@ -1,4 +1,4 @@
-"""A poisoned stream must not get a worse model served: judged by what the served versions answer on clean shelves that come later."""
+"""A poisoned stream must not get a worse model served: judged by what the served versions answer on clean shelves that none has seen."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ from trainer.gate import LOG_LOSS_UNSURE_MAX
 from trainer.samples import TASKS, Samples
 from trainer.step import Trainer
 
-CLEAN_STEPS, STEP, LATER, POISONED_STEPS = 3, 700, 1_000, 3
+CLEAN_STEPS, STEP, CLEAN, POISONED_STEPS = 3, 700, 1_000, 3
 ORDER_WORSE_MAX = 0.01
 """What is served after the poison must not surely be worse by more, on 1,000 shelves, than what was served before. As for log loss, the
 gate has some 230 clean shelves to see it on, and promises no more than LOG_LOSS_UNSURE_MAX."""
@@ -110,14 +110,14 @@ def served(settings: Settings, version: int, shelves: Samples) -> Any:
 def test_no_worse_model_is_served(ready: Ready, poison: Callable[[PlantedShop, list[Example]], list[Example]]) -> None:
     settings, shop, trainer = ready
     before = directory.live_version(settings.model_path)
+    clean, _ = samples_of(shop.examples(CLEAN, f"{poison.__name__}-clean"), shop.encoder)
     results = []
     for n in range(POISONED_STEPS):
         give(settings, poison(shop, shop.examples(STEP, f"{poison.__name__}{n}")))
         results.append(trainer.step())
-    later, _ = samples_of(shop.examples(LATER, f"{poison.__name__}-later"), shop.encoder)
-    standard = served(settings, before, later)
+    standard = served(settings, before, clean)
     for version in [v for v in directory.versions(settings.model_path) if v > before]:
-        for c in compare(later, served(settings, version, later), standard):
+        for c in compare(clean, served(settings, version, clean), standard):
             assert c.log_loss.low <= LOG_LOSS_UNSURE_MAX, (version, c)
             assert c.order is None or c.order.low <= ORDER_WORSE_MAX, (version, c)
     refused = [result for result in results if result.outcome == "refused"]
