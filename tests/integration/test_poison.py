@@ -122,7 +122,7 @@ def test_no_worse_model_is_served(ready: Ready, poison: Callable[[PlantedShop, l
             assert c.order is None or c.order.low <= ORDER_WORSE_MAX, (version, c)
     refused = [result for result in results if result.outcome == "refused"]
     assert all(result.reason for result in refused)
-    if poison in (flipped, some_flipped, bots):  # the other two do little harm
+    if poison in (flipped, some_flipped, bots):  # the other two do little harm, and what they teach may be promoted
         assert len(refused) == POISONED_STEPS, [(result.outcome, result.reason) for result in results]
-    give(settings, shop.examples(STEP, f"{poison.__name__}-after"))
-    assert trainer.step().outcome == "promoted", "and clean examples are learnt from again"
+        give(settings, shop.examples(STEP, f"{poison.__name__}-after"))
+        assert trainer.step().outcome == "promoted", "and clean examples are learnt from again"
