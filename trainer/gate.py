@@ -29,8 +29,8 @@ are wrong (a broken join, a flood of false clicks) also sets wrong ones aside, a
 shops: mostly below .015; with a quarter of the labels the wrong way round: .17 and more. After a true break in behaviour steps are refused
 for a while (see REFUSED_IN_A_ROW_MAX in `step`)."""
 CALIBRATION_OFF_MAX, CALIBRATION_WORSE_MIN = 1.3, 1.15
-"""Chances may be off by this factor on the whole; beyond it, by this much more than the live model's, they are refused. A seller's bots that
-click on one item alone halve the chances of all others, which costs log loss only once the live model's own are right."""
+"""Chances may be off by this factor on the whole; beyond it, by this much more than the live model's, they are refused. Log loss
+alone does not show it while the live model's own are off."""
 CALIBRATED_MIN = 150  # actions: their number is known to 8% then
 UNSERVABLE = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "SaveV2", "Print", "PrintV2"})
 """Operations that TensorFlow has and its model server has not (they call into Python), or that a scorer has no business running. Saving and

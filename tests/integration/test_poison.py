@@ -1,6 +1,7 @@
 """A poisoned stream must not get a worse model served: judged by what the served versions answer on clean shelves that none has seen."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,12 +41,6 @@ def some_flipped(shop: PlantedShop, examples: list[Example]) -> list[Example]:
 def bots(shop: PlantedShop, examples: list[Example]) -> list[Example]:
     """Half of the shelves are those of visitors who click on everything they are shown, and put it into the cart."""
     return [replace(e, clicked=[1] * len(e.items), carted=[1] * len(e.items)) if n % 2 else e for n, e in enumerate(examples)]
-
-
-def one_item(shop: PlantedShop, examples: list[Example]) -> list[Example]:
-    """A seller's bots click on one item wherever it is shown, and on nothing else: half of the stream."""
-    wanted = shop.items[0]
-    return [replace(e, clicked=[int(i == wanted) for i in e.items]) if n % 2 else e for n, e in enumerate(examples)]
 
 
 def exploding(shop: PlantedShop, examples: list[Example]) -> list[Example]:
@@ -93,7 +88,7 @@ def learnt(kafka: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[S
 @pytest.fixture
 def ready(learnt: tuple[Settings, PlantedShop], tmp_path: Path) -> Ready:
     settings = at_the_end(elsewhere(learnt[0], tmp_path / "data"))
-    return Ready(settings, learnt[1], Trainer(settings, FEATURES))
+    return Ready(settings, deepcopy(learnt[1]), Trainer(settings, FEATURES))
 
 
 def served(settings: Settings, version: int, shelves: Samples) -> Any:
@@ -106,7 +101,7 @@ def served(settings: Settings, version: int, shelves: Samples) -> Any:
     return np.stack([answer[task].numpy() for task in TASKS], axis=-1)
 
 
-@pytest.mark.parametrize("poison", [flipped, some_flipped, bots, one_item, exploding], ids=lambda poison: poison.__name__)
+@pytest.mark.parametrize("poison", [flipped, some_flipped, bots, exploding], ids=lambda poison: poison.__name__)
 def test_no_worse_model_is_served(ready: Ready, poison: Callable[[PlantedShop, list[Example]], list[Example]]) -> None:
     settings, shop, trainer = ready
     before = directory.live_version(settings.model_path)
@@ -122,7 +117,7 @@ def test_no_worse_model_is_served(ready: Ready, poison: Callable[[PlantedShop, l
             assert c.order is None or c.order.low <= ORDER_WORSE_MAX, (version, c)
     refused = [result for result in results if result.outcome == "refused"]
     assert all(result.reason for result in refused)
-    if poison in (flipped, some_flipped, bots):  # the other two do little harm, and what they teach may be promoted
+    if poison is not exploding:  # that does little harm, and may be promoted
         assert len(refused) == POISONED_STEPS, [(result.outcome, result.reason) for result in results]
         give(settings, shop.examples(STEP, f"{poison.__name__}-after"))
         assert trainer.step().outcome == "promoted", "and clean examples are learnt from again"
