@@ -10,7 +10,7 @@ TFS_PROTO := serving/tfserving.proto
 GOOGLEAPIS = $(shell $(BIN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-compose check chaos bench-features bench-serving bench-sessions faults proto lock clean
+.PHONY: help install demo test test-compose check chaos chaos-trainer bench-features bench-serving bench-sessions bench-trainer faults proto lock clean
 
 help:
 	@echo "make demo     start every part, seed a shop, learn from three clicks; Ctrl-C stops all (ONCE=1: stop by itself)"
@@ -18,10 +18,12 @@ help:
 	@echo "make test-compose   docker-compose.yml on an engine of its own: the loop, faults, backup, dashboards (LIVESHELF_SKIP_COMPOSE=1: not)"
 	@echo "make check    format, lint, types, import rules, and that generated code is current"
 	@echo "make chaos    kill -9 of every part under load, then every feature row compared (KILLS=200 SEED=1 EVENTS=50000)"
+	@echo "make chaos-trainer    kill -9 of the trainer at KILLS=20 moments, then every weight compared, bit for bit, with an undisturbed run"
 	@echo "make bench-features   how fast and how small the features are, each figure beside its bar"
 	@echo "make faults   break each part of scoring under load, and print the table: requests, failed, degraded, p99"
 	@echo "make bench-serving    how fast scoring is, alone, under load, overloaded and while versions swap; one JSON object last"
 	@echo "make bench-sessions   how long a question to the session index takes, over 500,000 sessions"
+	@echo "make bench-trainer    100,000 new examples, from the log to a version that serves; one JSON object last"
 	@echo "make proto    generate the Python code of $(PROTO)"
 	@echo "make lock     choose and lock the versions of all dependencies again"
 	@echo "make clean    remove $(VENV), caches and build output (not .liveshelf, which holds data)"
@@ -61,6 +63,10 @@ check: $(STAMP)
 chaos: $(STAMP)
 	@$(BIN)/python -m tests.chaos --kills $(or $(KILLS),200) --seed $(or $(SEED),1) --events $(or $(EVENTS),50000) $(OPTIONS)
 
+# OPTIONS="--break offsets_first" (a trainer that is broken on purpose: must go red).
+chaos-trainer: $(STAMP)
+	@$(BIN)/python -m tests.chaos.trainer --kills $(or $(KILLS),20) --seed $(or $(SEED),1) $(OPTIONS)
+
 bench-features: $(STAMP)
 	@$(BIN)/python -m tests.bench.features
 
@@ -73,6 +79,9 @@ faults: $(STAMP)
 
 bench-sessions: $(STAMP)
 	@$(BIN)/python -m tests.bench.sessions
+
+bench-trainer: $(STAMP)
+	@$(BIN)/python -m tests.bench.trainer $(OPTIONS)
 
 proto: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -I. -I$(GOOGLEAPIS) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)

@@ -115,6 +115,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     feedback_window_s: int = 300
     """How long after an impression (event time) a click, cart or purchase still labels it."""
     train_interval_s: int = 60
+    train_examples_max: Annotated[int, msgspec.Meta(ge=1)] = 20_000
+    """Examples that one step reads at most; what is left over waits for the next. A step holds them in memory, encoded: about 5 kB each."""
+    train_items_max: Annotated[int, msgspec.Meta(ge=1)] = 200_000
+    """Items that have a vector of their own; when there are more, those unseen longest lose theirs. 100,000 are some 40 MB while learning."""
+    train_item_sightings_min: Annotated[int, msgspec.Meta(ge=1)] = 2
+    """How often an item is seen before it gets a vector of its own; until then its catalog embedding stands for it, if it has one."""
+    train_item_unused_days_max: Annotated[int, msgspec.Meta(ge=1)] = 90
+    """Days without being seen, by the time of the events, after which an item loses its vector."""
     seed: int = 7
 
     @property

@@ -2,7 +2,7 @@
 
     checkpoints/<model>/<feature version>/00000012/
         state.json      offsets, versions, release, counts
-        learner.npz     weights, optimiser state, vocabulary, frequencies
+        learner.npz     weights, optimiser state, vocabulary with sightings and last use, frequencies
         samples.npz     reservoir and unseen samples
         sha256.json     hash of each file above
 
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 KEPT = 3  # the newest, and two to fall back on
 PARTIAL = ".partial-"
-FORMAT = 2
+FORMAT = 3
 FILES = ("state.json", "learner.npz", "samples.npz")
 
 Arrays = dict[str, Array]
@@ -45,6 +45,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """The version that the weights are those of; 0 before the first."""
     last_version: int
     """The last number given, to a refused model too."""
+    refused_in_a_row: int = 0
     offsets: dict[str, int]
     """`topic/partition` → next offset."""
     consumed: list[str]

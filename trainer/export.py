@@ -2,19 +2,24 @@
 runs it. (Where it goes: directory.)
 """
 
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.framework import op_def_registry
 
 from features.feature_set import FeatureSet
+from liveshelf.errors import ConflictError
 from trainer.learner import Learner
 from trainer.model import unit
 from trainer.samples import TASKS
 from trainer.vocabulary import FIRST_ROW, OOV_ROWS
 
 RETRIEVED_MAX = 200  # items a retrieval answers with: four times what a shelf of 50 could use after filters
+PROBES = 5  # timings of a shelf; the first also prepares the graph
 WARMUP_CANDIDATES = (10, 500)  # a small shelf, and the size the latency target is set at
 
 
@@ -38,25 +43,64 @@ def candidate_specs(features: FeatureSet) -> dict[str, Any]:
 
 
 def write(learner: Learner, path: Path, version: int, model_name: str) -> None:
-    """Write the model with its warm-up requests to `path`."""
+    """Write the model with its warm-up requests to `path`.
+
+    Raises:
+        ConflictError: the disk does not take it. What stands at `path` then is no model.
+    """
     module = _Served(learner)
-    tf.saved_model.save(
-        module,
-        str(path),
-        signatures={"retrieve": module.retrieve, "rank": module.rank, "describe": module.describe, "serving_default": module.rank},
-    )
-    _write_warmup(path, model_name, version, learner.features)
+    signatures = {"retrieve": module.retrieve, "rank": module.rank, "describe": module.describe, "serving_default": module.rank}
+    try:
+        tf.saved_model.save(module, str(path), signatures=signatures)
+        _write_warmup(path, model_name, version, learner.features)
+    except (OSError, tf.errors.OpError) as error:  # TensorFlow has errors of its own for the disk
+        raise ConflictError(f"cannot write a model to {path}: {error}. Free space or make it writable.") from error
 
 
-def probe(path: Path, features: FeatureSet) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """Load a SavedModel as a server would and ask it once; output → (shape, whether every number is finite), for B = 2 and C = 3."""
+class Probe(NamedTuple):
+    """What a SavedModel did when asked as a server asks it."""
+
+    outputs: dict[str, tuple[tuple[int, ...], bool]]
+    """Output → (shape, whether every number is finite), for B = 2 and C = 3."""
+    rank_ms: float
+    """One shelf of the most candidates in WARMUP_CANDIDATES, the quickest of PROBES: what it takes when nothing else wants the processor."""
+
+
+def probe(path: Path, features: FeatureSet) -> Probe:
+    """Load a SavedModel as a server would, and ask it."""
     served = tf.saved_model.load(str(path))
+
+    def ask(signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = served.signatures[signature](**{name: tf.constant(value) for name, value in inputs.items()})
+        return answer
+
     outputs = {}
     for signature, inputs in (("retrieve", example_inputs(features, 2)), ("rank", example_inputs(features, 2, 3))):
-        for name, value in served.signatures[signature](**{k: tf.constant(v) for k, v in inputs.items()}).items():
+        for name, value in ask(signature, inputs).items():
             finite = bool(np.isfinite(value.numpy()).all()) if value.dtype.is_floating else True
             outputs[f"{signature}/{name}"] = (tuple(value.shape), finite)
-    return outputs
+    shelf = example_inputs(features, 1, max(WARMUP_CANDIDATES))
+    took = []
+    for _ in range(PROBES):
+        start = time.perf_counter()
+        ask("rank", shelf)
+        took.append(time.perf_counter() - start)
+    return Probe(outputs, 1000 * min(took))
+
+
+def operations(path: Path) -> dict[str, bool]:
+    """Every operation of a SavedModel's graph and functions → whether plain TensorFlow has it. Those of saving and restoring, which
+    TensorFlow adds itself and a server calls once, are left out."""
+    saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    found: set[str] = set()
+    functions: set[str] = set()
+    for graph in saved.meta_graphs:
+        found |= {node.op for node in graph.graph_def.node if not node.name.startswith("save/")}
+        for function in graph.graph_def.library.function:
+            functions.add(function.signature.name)
+            if "traced_save" not in function.signature.name and "traced_restore" not in function.signature.name:
+                found |= {node.op for node in function.node_def}
+    return {name: op_def_registry.get(name) is not None for name in found - functions}
 
 
 def expected_outputs(items: int) -> dict[str, tuple[int, ...]]:
@@ -87,14 +131,16 @@ class _Served(tf.Module):  # type: ignore[misc]
 
     def __init__(self, learner: Learner) -> None:
         super().__init__()
-        model, ids = learner.model, learner.vocabulary.ids
-        self.weights = [weight.value for weight in model.weights]  # these, and not the Keras model around them, are saved
+        model = learner.model
+        ids, vectors = learner.table()
+        # These variables, and not the Keras model around them, are saved: the tables only as far as they are in use.
+        self.weights = [w.value for w in model.weights if w.path not in (model.item.embeddings.path, model.content.vectors.path)]
         rows = tf.range(FIRST_ROW, FIRST_ROW + len(ids), dtype=tf.int64)
         known = tf.lookup.KeyValueTensorInitializer(tf.constant([b"", *ids]), tf.concat([tf.zeros(1, tf.int64), rows], axis=0))
         self.table = tf.lookup.StaticHashTable(known, default_value=-1)
-        vectors = model.item.embeddings.numpy()[FIRST_ROW : FIRST_ROW + len(ids)]
-        self.vectors = tf.Variable(unit(vectors), trainable=False)  # normalised once here, not at every request
-        self.ids = tf.Variable(tf.constant(ids), trainable=False)
+        self.items = tf.Variable(vectors, trainable=False)
+        self.vectors = tf.Variable(unit(vectors[FIRST_ROW:]), trainable=False)  # normalised once here, not at every request
+        self.ids = tf.Variable(tf.constant(ids, tf.string), trainable=False)
         k = min(RETRIEVED_MAX, len(ids))
 
         def lookup(items: Any) -> Any:
@@ -116,8 +162,9 @@ class _Served(tf.Module):  # type: ignore[misc]
             return {"feature_version": tf.fill(tf.shape(ask), learner.features.version)}
 
         of_shopper, of_candidates = shopper_specs(learner.features), candidate_specs(learner.features)
-        self.retrieve = tf.function(retrieve).get_concrete_function(**of_shopper)
-        self.rank = tf.function(rank).get_concrete_function(**of_shopper, **of_candidates)
+        with model.reading(self.items):
+            self.retrieve = tf.function(retrieve).get_concrete_function(**of_shopper)
+            self.rank = tf.function(rank).get_concrete_function(**of_shopper, **of_candidates)
         self.describe = tf.function(describe).get_concrete_function(ask=tf.TensorSpec([None], tf.string, "ask"))
 
 

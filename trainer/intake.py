@@ -4,20 +4,20 @@ import hashlib
 from collections.abc import Collection
 
 import msgspec
+import numpy as np
 
 from features.encoder import Encoder
 from features.events import Event
 from features.feature_set import FeatureSet
 from features.rows import CatalogItem
 from liveshelf.settings import Settings
-from streams.records import Example
 from streams.topics import CATALOG, CLICKSTREAM, TRAINING_EXAMPLES
 from trainer import bootstrap
+from trainer.examples import LearntExample, samples_of
 from trainer.log import Logged, LogReader, Offsets
-from trainer.samples import Sample, Samples, concat, empty, from_example, stack
+from trainer.samples import Sample, Samples, concat, empty, stack
 
 UNSEEN_ONE_IN = 10
-EXAMPLES_MAX = 20_000  # of one step; what is left over waits for the next, so that a backlog is learnt and released piece by piece
 ENCODED_AT_ONCE = 1_000  # samples one by one are several times the size of columns
 
 
@@ -34,6 +34,10 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     unusable: int = 0
     duplicates: int = 0
     request_ids: list[str] = []
+    catalog: list[CatalogItem] = []
+    """Its new records."""
+    time_ms: int = 0
+    """About when it happened: the median of its examples' times, so that a wrong clock here and there moves nothing; the last event's."""
 
 
 def from_clickstream(settings: Settings, offsets: Offsets, features: FeatureSet) -> Batch:
@@ -48,7 +52,7 @@ def from_clickstream(settings: Settings, offsets: Offsets, features: FeatureSet)
     for events in reader:
         for logged in events:
             partitions.setdefault(logged.partition, []).append(logged)
-    catalog = [logged.record for items in LogReader(settings, CATALOG, CatalogItem) for logged in items]
+    catalog, catalog_offsets = _catalog(settings, {})
     merged = list(bootstrap.merge(partitions[p] for p in sorted(partitions)))
     split = Split(features)
     for event_id, sample in bootstrap.replay(merged, catalog, settings.seed, features):
@@ -56,7 +60,9 @@ def from_clickstream(settings: Settings, offsets: Offsets, features: FeatureSet)
     train, unseen = split.encoded()
     return Batch(
         kind="bootstrap",
-        offsets=offsets | reader.offsets,
+        offsets=offsets | catalog_offsets | reader.offsets,
+        catalog=catalog,
+        time_ms=merged[-1].record.time_ms if merged else 0,
         consumed=len(merged) + reader.undecodable,
         train=train,
         unseen=unseen,
@@ -70,34 +76,49 @@ def from_examples(settings: Settings, offsets: Offsets, already: Collection[str]
     Raises:
         UnavailableError: Kafka does not answer.
     """
-    reader = LogReader(settings, TRAINING_EXAMPLES, Example, offsets, oldest=EXAMPLES_MAX // settings.partitions)
-    seen, ids, split, encoder = set(already), [], Split(features), Encoder(features)
+    reader = LogReader(
+        settings, TRAINING_EXAMPLES, LearntExample, offsets, oldest=-(-settings.train_examples_max // settings.partitions)
+    )
+    seen, ids, encoder = set(already), [], Encoder(features)
+    heaps: tuple[list[Samples], list[Samples]] = ([empty(features)], [empty(features)])
+    times: list[int] = []
     consumed = duplicates = unusable = 0
-    for examples in reader:
-        for logged in examples:
-            example = logged.record
-            consumed += 1
-            if example.request_id in seen:
-                duplicates += 1
-                continue
-            seen.add(example.request_id)
-            ids.append(example.request_id)
-            sample = from_example(example, encoder)
-            if sample is None:
-                unusable += 1
-            else:
-                split.add(example.request_id, sample)
-    train, unseen = split.encoded()
+    catalog, catalog_offsets = _catalog(settings, offsets)
+    for logged in reader:
+        new = {}
+        for _, _, example in logged:
+            if example.request_id not in seen:
+                seen.add(example.request_id)
+                new[example.request_id] = example
+        keys, examples = list(new), list(new.values())
+        samples, of = samples_of(examples, encoder)
+        aside = np.array([is_unseen(keys[n]) for n in of], dtype=bool)
+        for heap, rows in zip(heaps, (~aside, aside), strict=True):
+            heap.append(samples.take(rows))
+        ids += keys
+        times += [example.time_ms for example in examples]
+        consumed += len(logged)
+        duplicates += len(logged) - len(new)
+        unusable += len(new) - samples.size
+    train, unseen = (concat(*heap) for heap in heaps)
     return Batch(
         kind="step",
-        offsets=offsets | reader.offsets,
+        offsets=offsets | catalog_offsets | reader.offsets,
+        catalog=catalog,
+        time_ms=int(np.median(times)) if times else 0,
         consumed=consumed + reader.undecodable,
         train=train,
         unseen=unseen,
-        unusable=unusable + split.left_out + reader.undecodable,
+        unusable=unusable + reader.undecodable,
         duplicates=duplicates,
         request_ids=ids,
     )
+
+
+def _catalog(settings: Settings, offsets: Offsets) -> tuple[list[CatalogItem], Offsets]:
+    """The catalog's records from `offsets` on, and where they end."""
+    reader = LogReader(settings, CATALOG, CatalogItem, offsets)
+    return [logged.record for items in reader for logged in items], reader.offsets
 
 
 def is_unseen(key: str) -> bool:

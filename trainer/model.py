@@ -5,6 +5,8 @@ Works on item rows (see vocabulary) and on the encoder's columns; nothing else f
 B shoppers, C candidates, R items in the sequence, S shopper features, F candidate features, D = DIM, n sampled negatives.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -19,10 +21,12 @@ Tensors = dict[str, Any]
 
 DIM = 32  # of an item's vector: 100,000 items are 13 MB, and more did not rank better at this size of log
 HIDDEN = 64
+FIRST_STDDEV = 0.05  # of embeddings: small at first, so that an item not learnt yet hardly moves a score
 COSINE_SCALE = (
     14.0  # inverse temperature of the retrieval softmax: cosines lie in [-1, 1], and e^±1 cannot single out one item of many
 )
 FEATURE_CLIP = 5.0  # standard deviations; beyond it a feature is an outlier, not a signal
+AGE_MAX = 12.0  # log(1 + hours): 18 years
 NEVER = -1e9  # added to a masked logit: its softmax weight is exactly 0
 
 
@@ -38,15 +42,24 @@ class Norm(keras.layers.Layer):  # type: ignore[misc]
         return ops.clip((values - self.mean) / self.scale, -FEATURE_CLIP, FEATURE_CLIP)
 
 
-class ShelfModel(keras.Model):  # type: ignore[misc]
-    """One set of weights for `capacity` item rows.
+class Given(keras.layers.Layer):  # type: ignore[misc]
+    """Vectors that are set and not learnt."""
 
-    `seed` fixes the initial weights: a row's first vector depends on the seed and the capacity it was made at, nothing else.
+    def __init__(self, rows: int, name: str) -> None:
+        super().__init__(name=name)
+        self.vectors = self.add_weight(shape=(rows, DIM), initializer="zeros", trainable=False, name="vectors")
+
+
+class ShelfModel(keras.Model):  # type: ignore[misc]
+    """One set of weights for `capacity` item rows, and `content_capacity` further rows for items that are known by their content only.
+
+    `seed` fixes the initial weights.
     """
 
-    def __init__(self, features: FeatureSet, capacity: int, seed: int) -> None:
+    def __init__(self, features: FeatureSet, capacity: int, seed: int, content_capacity: int = 0) -> None:
         super().__init__(name="shelf")
-        self.capacity = capacity
+        self.capacity, self.content_capacity = capacity, content_capacity
+        self._table: Tensor | None = None
         self.recent = features.sequence.n
         self.shopper_features = len(features.shopper_columns)
         f = len(features.candidate_columns)
@@ -57,8 +70,7 @@ class ShelfModel(keras.Model):  # type: ignore[misc]
             return keras.layers.Dense(units, activation=activation, kernel_initializer=start, name=name)
 
         def embedding(rows: int, name: str) -> keras.layers.Embedding:
-            # Small at first, so that an item not learnt yet hardly moves a score.
-            start = keras.initializers.RandomNormal(stddev=0.05, seed=next(seeds) + (rows if name == "item" else 0))
+            start = keras.initializers.RandomNormal(stddev=FIRST_STDDEV, seed=next(seeds))
             return keras.layers.Embedding(rows, DIM, embeddings_initializer=start, name=name)
 
         self.item = embedding(capacity, "item")
@@ -69,8 +81,34 @@ class ShelfModel(keras.Model):  # type: ignore[misc]
         self.shopper_hidden, self.shopper_out = dense(HIDDEN, "shopper_hidden", "relu"), dense(DIM, "shopper_out")
         self.rank_hidden, self.rank_hidden_2 = dense(HIDDEN, "rank_hidden", "relu"), dense(HIDDEN // 2, "rank_hidden_2", "relu")
         self.rank_out = dense(len(TASKS), "rank_out")
+        self.content, self.content_out = Given(content_capacity, "content"), dense(DIM, "content_out")
+        self.content_out.build((None, DIM))
         self.candidate_norm, self.shopper_norm = Norm(f, "candidate_norm"), Norm(self.shopper_features, "shopper_norm")
         self.rank(self._nothing(f))  # creates every layer's weights
+
+    def items(self, rows: Tensor) -> Tensor:
+        """[…, D] vectors of item rows; from `capacity` on they are made of the items' content."""
+        if self._table is not None:
+            return ops.take(self._table, rows, axis=0)
+        if not self.content_capacity:
+            return self.item(rows)
+        own = self.item(ops.minimum(rows, self.capacity - 1))
+        made = self.from_content(ops.take(self.content.vectors, ops.maximum(rows - self.capacity, 0), axis=0))
+        return ops.where((rows >= self.capacity)[..., None], made, own)
+
+    def from_content(self, vectors: Tensor) -> Tensor:
+        """[…, D] vectors of items of which only the content is known, […, D] itself: as DropoutNet (Volkovs et al., 2017), learnt from
+        known items whose own vectors are withheld now and then."""
+        return self.content_out(vectors)
+
+    @contextmanager
+    def reading(self, table: Tensor) -> Iterator[None]:
+        """Within, `items` reads the rows of `table` [rows, D]: for a graph that is served, with all vectors made beforehand."""
+        self._table = table
+        try:
+            yield
+        finally:
+            self._table = None
 
     def shopper(self, inputs: Tensors) -> Tensor:
         """[B, D] from recent_rows [B, R], recent_events [B, R] and recent_age [B, R].
@@ -80,9 +118,9 @@ class ShelfModel(keras.Model):  # type: ignore[misc]
         """
         rows = inputs["recent_rows"]
         mask = ops.cast(ops.not_equal(rows, 0), "float32")
-        items = self.item(rows) * mask[:, :, None]
+        items = self.items(rows) * mask[:, :, None]
         steps = items + self.event(inputs["recent_events"]) + self.position(ops.arange(self.recent))
-        steps = (steps + self.age(inputs["recent_age"][:, :, None])) * mask[:, :, None]
+        steps = (steps + self.age(ops.clip(inputs["recent_age"], 0.0, AGE_MAX)[:, :, None])) * mask[:, :, None]
         # Attention pooling: what matters of the visit so far, seen from the latest item.
         match = ops.einsum("bd,brd->br", self.query(steps[:, 0]), self.key_(steps)) / DIM**0.5
         weight = ops.softmax(match + (1.0 - mask) * NEVER) * mask
@@ -96,7 +134,7 @@ class ShelfModel(keras.Model):  # type: ignore[misc]
 
     def rank_logits(self, shopper: Tensor, inputs: Tensors) -> Tensor:
         """[B, C, 3] from candidate_rows [B, C], candidate_features [B, C, F] and shopper_features [B, S]."""
-        items = self.item(inputs["candidate_rows"])
+        items = self.items(inputs["candidate_rows"])
         features = self.candidate_norm(inputs["candidate_features"])
         side = ops.concatenate([shopper, self.shopper_norm(inputs["shopper_features"])], axis=-1)[:, None, :]
         side = ops.broadcast_to(side, (*ops.shape(items)[:2], DIM + self.shopper_features))

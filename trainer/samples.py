@@ -8,17 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from features.encoder import Encoder, Inputs
+from features.encoder import Inputs
 from features.feature_set import FeatureSet
-from streams.records import Example
 
 Array = npt.NDArray[Any]
 
 TASKS = ("click", "cart", "purchase")
 UNKNOWN = -1.0  # a label that is not known, and that of a padded candidate: no loss, no metric
-POSITIONS_MAX = (
-    32  # shown positions learnt from: shelves rarely show more, and a few long lists would pad every batch to their length
-)
 
 
 class Sample(NamedTuple):
@@ -47,26 +43,6 @@ class Samples(NamedTuple):
 
     def take(self, rows: Array) -> "Samples":
         return Samples(*(column[rows] for column in self))
-
-
-def from_example(example: Example, encoder: Encoder) -> Sample | None:
-    """The sample that a joined impression makes; None when its lists disagree or its features are of another version.
-
-    Of a shelf longer than POSITIONS_MAX the positions acted on stay, then the first ones.
-    """
-    served, n = example.features, len(example.items)
-    labels = [list(map(float, row)) for row in zip(example.clicked, example.carted, example.purchased, strict=False)]
-    if served.version != encoder.features.version or not n or len(labels) != n or served.candidates != example.items:
-        return None
-    try:
-        inputs = encoder.shown(encoder.decode(served))
-    except ValueError:
-        return None
-    if n > POSITIONS_MAX:
-        keep = sorted(sorted(range(n), key=lambda i: (not any(labels[i]), i))[:POSITIONS_MAX])
-        labels = [labels[i] for i in keep]
-        inputs = inputs | {name: inputs[name][keep] for name in ("candidates", "candidate_features")}
-    return Sample(inputs, labels)
 
 
 def stack(samples: list[Sample], features: FeatureSet) -> tuple[Samples, int]:

@@ -82,6 +82,7 @@ class Worker:
         self._corrupt: CorruptError | None = None
         self._alive_at = time.monotonic()
         self._due_at = 0.0
+        self._lag = 0
 
     def start(self) -> None:
         self._thread.start()
@@ -179,7 +180,8 @@ class Worker:
     def _look(self) -> None:
         """Measure what stands in the log."""
         assert self._trainer is not None
-        self.metrics.lag.set(LogReader(self._settings, TRAINING_EXAMPLES, Example, self._trainer.offsets).lag())
+        self._lag = LogReader(self._settings, TRAINING_EXAMPLES, Example, self._trainer.offsets).lag()
+        self.metrics.lag.set(self._lag)
         self.metrics.live_version.set(directory.live_version(self._settings.model_path))
 
     def _step_if_due(self) -> None:
@@ -212,7 +214,8 @@ class Worker:
             fault = error
             self.metrics.steps.labels("failed").inc()
             log.error("step_failed", reason=str(error), exc_info=not isinstance(error, LiveshelfError))
-        self._due_at = time.monotonic() + self._settings.train_interval_s
+        backlog = fault is None and self._lag >= self._settings.train_examples_max  # a whole step waits already
+        self._due_at = time.monotonic() + (0 if backlog else self._settings.train_interval_s)
         self._busy.release()  # before the answer: whoever has it may ask for the next step
         if fault is not None:
             task.future.set_exception(

@@ -49,6 +49,19 @@ def elsewhere(settings: Settings, directory: Path) -> Settings:
     return msgspec.structs.replace(settings, data_dir=str(directory))
 
 
+def at_the_end(settings: Settings) -> Settings:
+    """The trainer's checkpoint moved past the examples that other tests left in the log."""
+    checkpoints = checkpoint.path_of(settings, FEATURES.version)
+    loaded = checkpoint.load_latest(checkpoints)
+    assert loaded is not None
+    reader = LogReader(settings, TRAINING_EXAMPLES, Example)
+    for _ in reader:
+        pass
+    state = msgspec.structs.replace(loaded.checkpoint.state, offsets=loaded.checkpoint.state.offsets | reader.offsets)
+    checkpoint.save(checkpoints, msgspec.structs.replace(loaded.checkpoint, state=state))
+    return settings
+
+
 def weights(settings: Settings) -> checkpoint.Arrays:
     loaded = checkpoint.load_latest(checkpoint.path_of(settings, FEATURES.version))
     assert loaded is not None
@@ -77,16 +90,7 @@ def bootstrapped(kafka: Settings, shop: PlantedShop, tmp_path_factory: pytest.Te
 @pytest.fixture
 def settings(bootstrapped: tuple[Settings, StepResult], tmp_path: Path) -> Settings:
     """A copy of it, moved to the end of the log."""
-    copy = elsewhere(bootstrapped[0], tmp_path / "data")
-    checkpoints = checkpoint.path_of(copy, FEATURES.version)
-    loaded = checkpoint.load_latest(checkpoints)
-    assert loaded is not None
-    reader = LogReader(copy, TRAINING_EXAMPLES, Example)
-    for _ in reader:
-        pass
-    state = msgspec.structs.replace(loaded.checkpoint.state, offsets=loaded.checkpoint.state.offsets | reader.offsets)
-    checkpoint.save(checkpoints, msgspec.structs.replace(loaded.checkpoint, state=state))
-    return copy
+    return at_the_end(elsewhere(bootstrapped[0], tmp_path / "data"))
 
 
 def test_without_a_checkpoint_a_step_bootstraps_from_the_event_log(bootstrapped: tuple[Settings, StepResult]) -> None:
@@ -138,7 +142,7 @@ def test_a_step_repeated_from_its_checkpoint_gives_the_same_weights(settings: Se
     assert one.trained == two.trained > 0
     assert not equal(before, weights(settings))
     assert equal(weights(settings), weights(twin))
-    assert one.metrics == two.metrics
+    assert one.metrics | {"rank_ms": 0} == two.metrics | {"rank_ms": 0}
 
 
 def test_a_crash_before_the_checkpoint_neither_skips_nor_repeats(

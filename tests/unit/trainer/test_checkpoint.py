@@ -8,7 +8,8 @@ import pytest
 from liveshelf.errors import CorruptError
 from tests.planted_shop import FEATURES, PlantedShop
 from trainer.checkpoint import KEPT, Checkpoint, State, load_latest, save
-from trainer.samples import empty, from_example, stack
+from trainer.examples import samples_of
+from trainer.samples import empty
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def directory(tmp_path: Path) -> Path:
 def make(steps: int) -> Checkpoint:
     shop = PlantedShop()
     shop.events(50)
-    samples, _ = stack([sample for e in shop.examples(3, "r") if (sample := from_example(e, shop.encoder)) is not None], FEATURES)
+    samples, _ = samples_of(shop.examples(3, "r"), shop.encoder)
     state = State(
         feature_version=FEATURES.version,
         steps=steps,

@@ -3,24 +3,35 @@
 import numpy as np
 import pytest
 
-from trainer.gate import UNSEEN_MIN, Unseen, judge, unsound
-from trainer.metrics import Evaluation
+from trainer.compare import Comparison, Worse
+from trainer.gate import UNSEEN_MIN, Contest, judge, unservable, unsound
 
 SHAPES = {"rank/click": (2, 3), "retrieve/item": (2, 9)}
 GOOD = {name: (shape, True) for name, shape in SHAPES.items()}
 WEIGHTS = {"item": np.ones((3, 2), np.float32)}
+SAME = Worse(0.0, 0.0, 0.0)
+NAN = float("nan")
 
 
-def on(samples: int, log_loss: float = 0.5, auc: float | None = 0.7) -> Evaluation:
-    return Evaluation(samples=samples, log_loss=log_loss, auc=auc, mrr=None)
+def on(
+    shelves: int,
+    loss: Worse = SAME,
+    order: Worse | None = SAME,
+    task: str = "click",
+    calibration: float = 1.0,
+    live: float = 1.0,
+    positives: int = 200,
+) -> list[Comparison]:
+    return [Comparison(task, shelves, positives, loss, order, calibration, live)]
 
 
-def unseen(served: Evaluation, earlier: Evaluation | None = None, replayed: Evaluation | None = None) -> Unseen:
-    return Unseen(served=served, earlier=earlier or on(0), replayed=replayed or on(0))
+def contest(recent: list[Comparison], earlier: list[Comparison] | None = None, replayed: list[Comparison] | None = None) -> Contest:
+    return Contest(recent, earlier or [], replayed or [])
 
 
 def test_a_sound_model_passes() -> None:
     assert unsound(WEIGHTS, GOOD, SHAPES) == ""
+    assert unservable({"MatMul": True}, 2.0, 100.0) == ""
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -41,42 +52,83 @@ def test_refuses_wrong_outputs(outputs: dict[str, tuple[tuple[int, ...], bool]],
     assert reason in unsound(WEIGHTS, outputs, SHAPES)
 
 
+@pytest.mark.parametrize(
+    ("operations", "rank_ms", "reason"),
+    [
+        ({"MatMul": True, "OurOwn": False}, 2.0, "does not run its operations OurOwn"),
+        ({"MatMul": True, "EagerPyFunc": True}, 2.0, "does not run its operations EagerPyFunc"),
+        ({"MatMul": True}, 101.0, "ranking takes 101.0 ms, and scorers wait 100 ms"),
+        ({"MatMul": True}, NAN, "ranking takes nan ms"),
+    ],
+)
+def test_refuses_what_a_stock_server_cannot_run_or_not_in_time(operations: dict[str, bool], rank_ms: float, reason: str) -> None:
+    assert reason in unservable(operations, rank_ms, 100.0)
+
+
 def test_the_first_model_has_nothing_to_beat() -> None:
-    assert judge(unseen(on(500)), None).promoted
+    assert judge(None).promoted
 
 
 @pytest.mark.parametrize(
-    ("candidate", "live", "promoted"),
+    ("recent", "promoted"),
     [
-        (on(100, 0.50, 0.70), on(100, 0.50, 0.70), True),
-        (on(100, 0.504, 0.695), on(100, 0.50, 0.70), True),  # within tolerance
-        (on(100, 0.51, 0.70), on(100, 0.50, 0.70), False),
-        (on(100, 0.50, 0.68), on(100, 0.50, 0.70), False),
-        (on(100, float("nan"), 0.70), on(100, 0.50, 0.70), False),
-        (on(100, 0.40, None), on(100, 0.50, None), True),  # no click among them
+        (on(100), True),
+        (on(100, loss=Worse(0.009, 0.004, 0.014)), True),  # surely worse, by less than is tolerated
+        (on(100, loss=Worse(0.02, -0.01, 0.05)), True),  # perhaps a little worse, perhaps not
+        (on(100, loss=Worse(0.03, -0.02, 0.08)), False),  # perhaps far worse
+        (on(100, order=Worse(0.00, -0.08, 0.08)), False),
+        (on(100, loss=Worse(0.02, 0.001, 0.04)), False),
+        (on(100, order=Worse(0.02, 0.001, 0.04)), False),
+        (on(100, order=Worse(0.02, -0.001, 0.04)), True),
+        (
+            on(100, loss=Worse(-0.5, -0.6, -0.4), order=Worse(0.3, 0.2, 0.4)),
+            False,
+        ),  # better on one measure does not pay for the other
+        (on(100, loss=Worse(NAN, NAN, NAN)), False),
+        (on(100, order=Worse(NAN, NAN, NAN)), False),
+        (on(100, order=None), True),
+        (on(100) + on(100, order=Worse(0.02, 0.001, 0.04), task="purchase"), False),  # nor one objective for another
     ],
 )
-def test_is_judged_on_unseen_served_examples(candidate: Evaluation, live: Evaluation, promoted: bool) -> None:
-    verdict = judge(unseen(candidate), unseen(live))
+def test_is_refused_when_worse_beyond_tolerance_and_surely(recent: list[Comparison], promoted: bool) -> None:
+    verdict = judge(contest(recent))
     assert verdict.promoted is promoted
-    assert "100 unseen served" in verdict.reason
+    assert "100 unseen recent" in verdict.reason
+
+
+def test_the_reason_names_the_objective_and_both_figures() -> None:
+    reason = judge(contest(on(100) + on(100, loss=Worse(0.05, 0.02, 0.08), task="cart"))).reason
+    assert reason == "worse than the live model on 100 unseen recent examples: cart: log loss by 5.0% (surely by 2.0%)"
 
 
 def test_poison_that_is_also_set_aside_shows_on_the_earlier_examples() -> None:
-    """Better on everything set aside, of which half is as wrong as what was learnt; far worse on what was set aside before."""
-    candidate, live = unseen(on(200, 0.8), earlier=on(100, 0.9)), unseen(on(200, 1.2), earlier=on(100, 0.5))
-    verdict = judge(candidate, live)
+    """Better on the latest, of which most are as wrong as what was learnt; far worse on what was set aside before."""
+    verdict = judge(contest(on(200, loss=Worse(-0.3, -0.4, -0.2)), earlier=on(100, loss=Worse(0.2, 0.1, 0.3))))
     assert not verdict.promoted
-    assert "100 unseen earlier served examples: log loss 0.9000, live 0.5000" in verdict.reason
+    assert "100 unseen earlier examples: click: log loss by 20.0%" in verdict.reason
+    assert "(perhaps by 9.0%)" in judge(contest(on(200, loss=Worse(0.0, -0.09, 0.09)))).reason
+    assert judge(contest(on(200), earlier=on(100, loss=Worse(0.025, 0.02, 0.03)))).promoted, "shoppers may have moved on a little"
 
 
-def test_replayed_examples_judge_by_auc_alone_while_served_ones_are_few() -> None:
-    few = on(UNSEEN_MIN - 1, 9.0, 0.1)
-    assert judge(unseen(few, replayed=on(300, 0.9, 0.70)), unseen(on(49), replayed=on(300, 0.3, 0.70))).promoted
-    assert not judge(unseen(few, replayed=on(300, 0.3, 0.60)), unseen(on(49), replayed=on(300, 0.3, 0.70))).promoted
+@pytest.mark.parametrize(
+    ("calibration", "live", "promoted"),
+    [(1.25, 1.0, True), (1.35, 1.0, False), (0.7, 1.0, False), (0.7, 0.75, True), (NAN, 1.0, False)],
+)
+def test_chances_that_no_longer_add_up_are_refused(calibration: float, live: float, promoted: bool) -> None:
+    off = on(100, calibration=calibration, live=live)
+    for verdict in (judge(contest(off)), judge(contest(on(100), earlier=off))):
+        assert verdict.promoted is promoted
+        assert promoted or "of what happened" in verdict.reason
+    assert judge(contest(on(100, calibration=calibration, live=live, positives=100))).promoted, "few actions add up to anything"
+
+
+def test_replayed_examples_judge_by_order_alone_while_served_ones_are_few() -> None:
+    few = on(UNSEEN_MIN - 1, loss=Worse(9.0, 8.0, 10.0))
+    assert judge(contest(few, replayed=on(300, loss=Worse(3.0, 2.0, 4.0)))).promoted
+    assert not judge(contest(few, replayed=on(300, order=Worse(0.1, 0.05, 0.15)))).promoted
 
 
 def test_too_few_unseen_examples_are_not_judged_and_the_reason_says_so() -> None:
-    verdict = judge(unseen(on(3, 9.0)), unseen(on(3, 0.1)))
+    verdict = judge(contest(on(3, loss=Worse(9.0, 8.0, 10.0))))
     assert verdict.promoted
     assert "not judged: 3 unseen examples, 50 are needed" in verdict.reason
