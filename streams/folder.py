@@ -132,11 +132,10 @@ class FeatureFolder:
             self._stale = False
 
     def _load(self, cache: OrderedDict[Any, Any], keys: set[Any], read: Callable[..., Any]) -> None:
-        missing = sorted(keys - cache.keys())
-        if missing:
-            cache.update(read(missing, self.features))
-        for key in keys & cache.keys():
+        for key in (known := [key for key in keys if key in cache]):
             cache.move_to_end(key)
+        if len(known) < len(keys):  # not by `keys - cache.keys()`, which goes through all of the cache
+            cache.update(read(sorted([key for key in keys if key not in cache]), self.features))
 
 
 def handover_events(handed_over: Iterable[tuple[str, HandedOver]]) -> list[Event]:
