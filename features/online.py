@@ -301,21 +301,19 @@ class FencedOnlineStore(RedisOnlineStore):
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
         """Feast's: by entity key its event time and values; a row that is not there is null at the beginning of time."""
         view = view_of(table)
-        names = requested_features or [name for name, _ in view.fields]
-        places = [(name, [n for n, _ in view.fields].index(name)) for name in names]
+        names = requested_features or list(view.place)
         answers: list[tuple[datetime | None, dict[str, Value] | None]] = []
         for row in self.read_rows(config, view, [serialize_entity_key(key, _KEY_VERSION) for key in entity_keys]):
             if row is None:
                 answers.append((datetime.fromtimestamp(0, UTC), {name: Value() for name in names}))
             else:
-                encoded = {name: view.encoders[at](row.values[at]) for name, at in places}
+                encoded = {name: view.encoders[view.place[name]](row.values[view.place[name]]) for name in names}
                 values = {name: Value.FromString(value) for name, value in encoded.items()}
                 answers.append((datetime.fromtimestamp(row.time_ms / 1000, UTC), values))
         return answers
 
-    _read_features_per_fv = (
-        OnlineStore._read_features_per_fv
-    )  # by `online_read`, where the Redis store's own would read its own layout
+    # By `online_read`, where the Redis store's own would read its own layout.
+    _read_features_per_fv = OnlineStore._read_features_per_fv
     _read_features_per_fv_async = OnlineStore._read_features_per_fv_async
 
     async def online_read_async(
@@ -334,10 +332,10 @@ class FencedOnlineStore(RedisOnlineStore):
         view = view_of(table)
         rows = []
         for key, values, time, _ in data:
-            encoded = python_values(view, [values.get(name, Value()) for name, _ in view.fields])
+            whole = python_values(view, [values.get(name, Value()) for name in view.place])
             time_ms = int(utils.make_tzaware(time).timestamp() * 1000)
-            if encoded is not None:
-                rows.append(Row(serialize_entity_key(key, _KEY_VERSION), 0, UNFENCED, time_ms, encoded))
+            if whole is not None:
+                rows.append(Row(serialize_entity_key(key, _KEY_VERSION), 0, UNFENCED, time_ms, whole))
         self.write_rows(config, view, rows)
         if progress:
             progress(len(data))

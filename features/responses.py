@@ -49,8 +49,7 @@ class Request:
             self._prefix = f"{table.projection.name_to_use()}__" if full_feature_names else ""
             self._names = list(grouped[0][1])
             self.view = view_of(table)
-            places = {name: at for at, (name, _) in enumerate(self.view.fields)}
-            self._columns = [(places[name], self.view.encoders[places[name]]) for name in self._names]
+            self._columns = [(at, self.view.encoders[at]) for at in (self.view.place[name] for name in self._names)]
             self.grouped = grouped
             self._metadata_of: dict[tuple[str, ...], bytes] = {}
 

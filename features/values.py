@@ -50,6 +50,11 @@ class View(_Declared):
         return [_KINDS[kind].encode for _, kind in self.fields]
 
     @cached_property
+    def place(self) -> dict[str, int]:
+        """Field → where it stands in `fields`, and its value in a row's values."""
+        return {name: at for at, (name, _) in enumerate(self.fields)}
+
+    @cached_property
     def packers(self) -> list[tuple[int, Callable[[Any], Any]]]:
         """(place, conversion) of each field that does not stand in msgpack as it is, on the way there."""
         return [(at, pack) for at, (_, kind) in enumerate(self.fields) if (pack := _KINDS[kind].pack)]
@@ -160,12 +165,28 @@ def _encode_bytes(value: bytes) -> bytes:
     return _header(_BYTES, len(value)) + value if value else b""
 
 
+def _pack_doubles(values: Sequence[float]) -> bytes:
+    return _numbers("d", len(values)).pack(*values)
+
+
+def _unpack_doubles(data: bytes) -> list[float]:
+    return list(_numbers("d", len(data) // 8).unpack(data))
+
+
+def _pack_floats(values: Sequence[float]) -> bytes:
+    return _numbers("f", len(values)).pack(*values)
+
+
+def _unpack_floats(data: bytes) -> list[float]:
+    return list(_numbers("f", len(data) // 4).unpack(data))
+
+
 def _encode_doubles(values: Sequence[float]) -> bytes:
-    return _encode_numbers(_DOUBLE_LIST, _numbers("d", len(values)).pack(*values)) if values else b""
+    return _encode_numbers(_DOUBLE_LIST, _pack_doubles(values)) if values else b""
 
 
 def _encode_floats(values: Sequence[float]) -> bytes:
-    return _encode_numbers(_FLOAT_LIST, _numbers("f", len(values)).pack(*values)) if values else b""
+    return _encode_numbers(_FLOAT_LIST, _pack_floats(values)) if values else b""
 
 
 def _encode_numbers(tag: int, data: bytes) -> bytes:
@@ -181,22 +202,6 @@ def _encode_int64s(values: Iterable[int]) -> bytes:
 def _encode_strings(values: Iterable[str]) -> bytes:
     inner = StringList(val=values).SerializeToString()
     return _header(_STRING_LIST, len(inner)) + inner if inner else b""
-
-
-def _pack_doubles(values: Sequence[float]) -> bytes:
-    return _numbers("d", len(values)).pack(*values)
-
-
-def _unpack_doubles(data: bytes) -> list[float]:
-    return list(_numbers("d", len(data) // 8).unpack(data))
-
-
-def _pack_floats(values: Sequence[float]) -> bytes:
-    return _numbers("f", len(values)).pack(*values)
-
-
-def _unpack_floats(data: bytes) -> list[float]:
-    return list(_numbers("f", len(data) // 4).unpack(data))
 
 
 def _pack_ints(values: Sequence[int]) -> list[int]:
