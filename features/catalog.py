@@ -25,6 +25,8 @@ class Catalog:
 
     def __init__(self) -> None:
         self.ids: list[str] = []
+        self.wire = np.full(ROWS_AT_FIRST, b"", dtype=object)
+        """[n] ids as the model reads them: bytes."""
         self.available = np.ones(ROWS_AT_FIRST, dtype=bool)
         """False only when the catalog says so: an item seen in events may be shown before its record comes."""
         self.price = np.zeros(ROWS_AT_FIRST)
@@ -37,6 +39,7 @@ class Catalog:
         """By field: value → its code."""
         self.values: dict[str, list[str]] = {field: [] for field in FIELDS}
         self._row_of: dict[str, int] = {}
+        self._first = np.zeros(ROWS_AT_FIRST, dtype=np.int32)  # scratch of `distinct`
         self._names: list[str] = []
         self._named = np.zeros(ROWS_AT_FIRST, dtype=bool)
         self._embedding_at: dict[int, int] = {}  # row → place in _embeddings
@@ -54,6 +57,7 @@ class Catalog:
             self._names.append("")
             if at == len(self.available):
                 self._grow(at + at // 2)
+            self.wire[at] = item.encode()
         return at
 
     def find(self, item: str) -> int:
@@ -64,6 +68,18 @@ class Catalog:
         """[len(items)] rows, UNKNOWN where an id was never seen."""
         find = self._row_of.get
         return np.array([find(item, UNKNOWN) for item in items], dtype=np.int32)
+
+    def rows_made(self, items: Iterable[str]) -> list[int]:
+        """Rows of `items`, made where there is none."""
+        find = self._row_of.get
+        return [at if (at := find(item)) is not None else self.row(item) for item in items]
+
+    def distinct(self, rows: Rows) -> npt.NDArray[np.intp]:
+        """Places in known `rows` where each row stands first, ascending."""
+        places = np.arange(len(rows), dtype=np.int32)
+        self._first[rows[::-1]] = places[::-1]  # of a row that stands there twice, what is written last stays
+        found: npt.NDArray[np.intp] = np.flatnonzero(self._first[rows] == places)
+        return found
 
     def items(self, rows: Rows) -> list[str]:
         """Ids of known `rows`."""
@@ -101,19 +117,31 @@ class Catalog:
             time_ms=int(self.time_ms[at]),
         )
 
+    def labels(self, rows: Rows) -> tuple[list[str], list[str], list[str], list[float]]:
+        """Names, categories, brands and prices of `rows`: empty and 0 where there is no record."""
+        names = self._names
+        category, brand = (
+            [values[code] if code >= 0 else "" for code in np.where(rows >= 0, self.code[field][rows], UNKNOWN).tolist()]
+            for field, values in (("item_category", self.values["item_category"]), ("item_brand", self.values["item_brand"]))
+        )
+        prices: list[float] = np.where(rows >= 0, self.price[rows], 0.0).tolist()
+        return [names[at] if at >= 0 else "" for at in rows.tolist()], category, brand, prices
+
     def columns(self, rows: Rows) -> CatalogColumns:
         """What the encoder reads of `rows`, UNKNOWN ones among them."""
-        known = rows >= 0
-        at = np.where(known, rows, 0)
-        time_ms = np.where(known, self.time_ms[at], UNKNOWN)
-        recorded = time_ms != UNKNOWN
-        return CatalogColumns(
-            time_ms=time_ms,
-            price=np.where(recorded, self.price[at], 0.0),
-            named=recorded & self._named[at],
-            code={field: np.where(recorded, code[at], UNKNOWN) for field, code in self.code.items()},
+        unknown = np.flatnonzero(rows < 0)
+        columns = CatalogColumns(
+            time_ms=self.time_ms[rows],
+            price=self.price[rows],
+            named=self._named[rows],
+            code={field: code[rows] for field, code in self.code.items()},
             codes=self.codes,
         )
+        if len(unknown):
+            columns.price[unknown], columns.named[unknown], columns.time_ms[unknown] = 0.0, False, UNKNOWN
+            for code in columns.code.values():
+                code[unknown] = UNKNOWN
+        return columns
 
     def embeddings(self, rows: Rows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """([len(rows), D] unit vectors, zero where there is none; [len(rows)] whether there is one)."""
@@ -150,8 +178,9 @@ class Catalog:
         self._embeddings[place] = vector
 
     def _grow(self, capacity: int) -> None:
-        self.available = grown(self.available, capacity, True)
+        self.available, self.wire = grown(self.available, capacity, True), grown(self.wire, capacity, b"")
         self.price, self._named = grown(self.price, capacity), grown(self._named, capacity)
+        self._first = grown(self._first, capacity)
         self.time_ms, self.since_ms = grown(self.time_ms, capacity, UNKNOWN), grown(self.since_ms, capacity, UNKNOWN)
         self.code = {field: grown(code, capacity, UNKNOWN) for field, code in self.code.items()}
 
@@ -160,6 +189,6 @@ def grown(array: npt.NDArray[Any], capacity: int, fill: Any = 0) -> npt.NDArray[
     """`array` with `capacity` rows. New zeros are pages that the system has not given yet: they cost no memory until written."""
     out = np.zeros((capacity, *array.shape[1:]), dtype=array.dtype)
     out[: len(array)] = array
-    if fill:
+    if fill or array.dtype == object:
         out[len(array) :] = fill
     return out

@@ -48,15 +48,14 @@ class Encoder:
 
     def candidates(self, row: ShopperRow, columns: CandidateColumns, time_ms: int) -> Inputs:
         """The candidates' side: `candidates` bytes [C] and `candidate_features` float32 [C, F], see `FeatureSet.candidate_columns`."""
-        c = len(columns.items)
-        ids = np.array([item.encode() for item in columns.items] + [b""], dtype=object)[:c]
+        c = len(columns.ids)
         out = np.zeros((c, len(self.features.candidate_columns)), dtype=np.float32)
         at = 0
         for feature in self.features.declared.features:
             for value in self._candidate_values(feature, row, columns) if c else ():
                 out[:, at] = value
                 at += 1
-        return {"candidates": ids, "candidate_features": out}
+        return {"candidates": columns.ids, "candidate_features": out}
 
     def decode(self, served: FeaturesAsServed) -> Inputs:
         """The model's inputs, bit for bit as they were when served.
@@ -100,7 +99,7 @@ class Encoder:
 
         `led_by` are the offsets of the latest items whose neighbours the co-visit weights come from.
         """
-        items = [columns.items[i] for i in rows]
+        items = [item.decode() for item in columns.ids[list(rows)]]
         n = len(row.recent_items)
         return FeaturesAsServed(
             version=self.features.version,
@@ -113,7 +112,7 @@ class Encoder:
             shopper_features=inputs["shopper_features"].astype("<f4").tobytes(),
             candidates=items,
             candidate_features=inputs["candidate_features"][list(rows)].astype("<f4").tobytes(),
-            item_offsets=(led_by or {}) | dict(zip(items, columns.offsets[list(rows)].tolist(), strict=True)),
+            item_offsets=(led_by or {}) | dict(zip(items, columns.offsets(rows), strict=True)),
             catalog_ms=columns.catalog.time_ms[list(rows)].tolist(),
         )
 
@@ -177,9 +176,7 @@ class Encoder:
             case d.Position():
                 return [0.0]  # as for a first place; `shown` puts in what is known afterwards
             case d.LastN():
-                rank = {item: i for i, item in reversed(list(enumerate(row.recent_items)))}
-                seen = np.array([rank.get(item, -1) for item in columns.items])
-                return [seen >= 0, np.where(seen >= 0, 1.0 / (1 + np.maximum(seen, 0)), 0.0)]
+                return [columns.recent >= 0, np.where(columns.recent >= 0, 1.0 / (1 + np.maximum(columns.recent, 0)), 0.0)]
         return ()
 
     def _numbers(self, feature: d.AnyDeclaration, columns: CandidateColumns) -> npt.NDArray[np.float64]:

@@ -1,21 +1,25 @@
 """The item side in memory: every item's decayed counts, catalog record and neighbours, as columns.
 
 The scorer reads candidates' features here (loaded from `item-updates` at start, and kept fresh from it); the trainer fills one from the
-replayed log. Item rows come one per source partition; an item's features are their sum, taken when read, so the result does not
-depend on how partitions interleave.
+replayed log. Item rows come one per source partition; an item's features are their sum in the order of partitions, taken when a row
+comes, so the result does not depend on how partitions interleave.
 
-P partitions, n items, K = features.item_numbers. Counts and weights are held in single precision (a third of a scorer's memory is
-theirs) and summed in double: both sides of the loop read them through this class, so they round alike.
+n items, K = features.item_numbers. Counts and weights are held in single precision (a third of a scorer's memory is theirs) and summed in
+double: both sides of the loop read them through this class, so they round alike.
 """
 
 from collections.abc import Sequence
+from functools import partial
+from math import exp2
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from features import declarations as d
-from features.catalog import Catalog, Rows, grown
-from features.decay import Floats
+from features.catalog import UNKNOWN, Catalog, Rows, grown
+from features.contributions import NEIGHBOUR, Held, Layout
+from features.decay import Floats, base_ms
 from features.events import ENGAGEMENT
 from features.feature_set import FeatureSet
 from features.rows import CandidateColumns, CatalogItem, ItemRow, ShopperRow
@@ -24,7 +28,6 @@ COVISIT_RECENT = (
     3  # latest items whose neighbours count, weighted 1, 1/2, 1/3: beyond the third they no longer helped (measured on Yoochoose)
 )
 REBASE_HALF_LIVES = 400.0  # popularity is kept as multiples of 2^400 at most; float64 ends at 2^1024
-NO_NEIGHBOURS = b""
 
 
 class ItemTable:
@@ -38,10 +41,15 @@ class ItemTable:
         self.records = Catalog() if catalog is None else catalog
         capacity = len(self.records.available)
         self._folded = np.zeros(capacity, dtype=bool)  # rows that an item row came for
-        self._numbers: list[npt.NDArray[np.float32]] = []  # P of [n, K], as rows hold them
-        self._time_ms = np.zeros((0, capacity), dtype=np.int64)  # [P, n]
-        self._offset = np.full((0, capacity), -1, dtype=np.int64)  # [P, n]
-        self._neighbours: list[list[bytes]] = []  # P lists by row, no longer than needed: int32 rows, then float32 weights
+        self._total = np.zeros((capacity, features.item_numbers), dtype=np.float32)  # summed over partitions
+        self._latest_ms = np.zeros(
+            capacity, dtype=np.int64
+        )  # the latest event of any partition: what totals are as from the base of
+        self._parts = np.full(capacity, b"", dtype=object)  # as Held has them, like the next
+        self._near = np.full(capacity, b"", dtype=object)
+        self._partitions = 0
+        self._weight = np.zeros(capacity)  # scratch: all zero between calls
+        self._place = np.full(capacity, UNKNOWN, dtype=np.int32)  # likewise, all UNKNOWN
         self._half_lives = features.item_half_lives
         slots = [slot for of_feature in features.item_slots.values() for slot in of_feature]
         self._half_life_of = np.array([slot.half_life for slot in slots])  # [K]
@@ -53,7 +61,9 @@ class ItemTable:
         self._intent = np.array([ENGAGEMENT[slot.event] for slot in counted])
         self._purchase = [slot.at for slot in features.item_slots[demand.name] if slot.event == "purchase"][:1]
         self._demand_half_life = counted[0].half_life if counted else 0
-        self._covisit_half_life = features.half_life_at(self._half_lives, features.covisit.half_life)
+        covisit = features.half_life_at(self._half_lives, features.covisit.half_life)
+        self._covisit_half_life_ms = self._half_lives.ms[covisit]
+        self._layout = Layout(self._half_lives, self._half_life_of, covisit)
         self._popularity = np.zeros(capacity)  # valued at _epoch_ms: decay never changes the order, only the scale
         self._epoch_ms = 0
         self._stale: set[int] = set()  # rows whose popularity is to be valued again
@@ -68,14 +78,16 @@ class ItemTable:
 
     def apply(self, row: ItemRow) -> bool:
         """Take `row` as what its partition contributes to its item; False when a row at least as new is held already."""
-        at, p = self.records.row(row.item), row.partition
-        self._grow(p + 1)
-        if row.offset <= self._offset[p, at]:
+        at = self.records.row(row.item)
+        neighbours = self.records.rows_made(row.neighbours)
+        self._grow()
+        held = self._layout.replaced(Held(self._parts[at], self._near[at], int(self._latest_ms[at])), row, neighbours)
+        if held is None:
             return False
-        self._offset[p, at], self._time_ms[p, at] = row.offset, row.time_ms
-        self._numbers[p][at] = row.numbers
+        self._parts[at], self._near[at], self._latest_ms[at] = held
+        self._total[at] = self._layout.total(held.parts)
+        self._partitions = max(self._partitions, row.partition + 1)
         self._folded[at] = True
-        self._keep_neighbours(p, at, row.neighbours)
         self._stale.add(at)
         return True
 
@@ -95,30 +107,49 @@ class ItemTable:
 
     def columns(self, items: list[str], shopper: ShopperRow, time_ms: int) -> CandidateColumns:
         """Features of `items` as they are at `time_ms` for `shopper`; an unknown item has zeros and no record."""
-        return self.columns_at(self.records.rows(items), items, shopper, time_ms)
+        return self.columns_at(self.records.rows(items), shopper, time_ms, items)
 
-    def columns_at(self, rows: Rows, items: list[str], shopper: ShopperRow, time_ms: int) -> CandidateColumns:
-        """As `columns`, of `items` whose `rows` are known already (UNKNOWN where there is none)."""
-        self._grow(len(self._numbers))
+    def columns_at(self, rows: Rows, shopper: ShopperRow, time_ms: int, items: Sequence[str] = ()) -> CandidateColumns:
+        """As `columns`, of known `rows`; where some are UNKNOWN, `items` must name them all."""
+        self._grow()
         known = rows >= 0
-        at = np.where(known, rows, 0)
-        near, weights = self.led_to(shopper.recent_items[:COVISIT_RECENT], time_ms)
-        covisit = np.zeros(len(rows))
-        if len(near):
-            place = np.minimum(np.searchsorted(near, rows), len(near) - 1)
-            covisit = np.where(near[place] == rows, weights[place], 0.0)
+        if known.all():
+            return self._columns(rows, self.records.wire[rows], shopper, time_ms)
+        columns = self._columns(np.where(known, rows, 0), np.array([*map(str.encode, items), b""], object)[:-1], shopper, time_ms)
+        unknown = np.flatnonzero(~known).tolist()
+        columns.numbers[unknown] = columns.covisit[unknown] = 0.0
+        for at in unknown:
+            columns.recent[at] = shopper.recent_items.index(items[at]) if items[at] in shopper.recent_items else UNKNOWN
+        parts = self._parts[np.where(known, rows, 0)]
+        parts[unknown] = b""
+        return columns._replace(catalog=self.records.columns(rows), offsets=partial(self._offsets_of, parts, self._partitions))
+
+    def _columns(self, rows: Rows, ids: npt.NDArray[np.object_], shopper: ShopperRow, time_ms: int) -> CandidateColumns:
+        near, weights = self._led_to(shopper.recent_items[:COVISIT_RECENT], time_ms)
+        np.add.at(self._weight, near, weights)
+        covisit = self._weight[rows]
+        self._weight[near] = 0.0
+        recent = self.records.rows(shopper.recent_items)
+        seen = np.flatnonzero(recent >= 0)[::-1]  # of an item that stands there twice, the first place stays
+        self._place[recent[seen]] = seen
+        places = self._place[rows]
+        self._place[recent[seen]] = UNKNOWN
         return CandidateColumns(
-            items=items,
-            numbers=self._numbers_at(at, time_ms) * known[:, None],
+            ids=ids,
+            recent=places,
+            numbers=self._numbers_at(rows, time_ms),
             covisit=covisit,
             catalog=self.records.columns(rows),
-            offsets=np.where(known[:, None], self._offset[:, at].T, -1),
+            offsets=partial(self._offsets_of, self._parts[rows], self._partitions),
         )
 
+    def _offsets_of(self, parts: npt.NDArray[np.object_], partitions: int, places: Sequence[int]) -> list[list[int]]:
+        return self._layout.offsets(parts[list(places)].tolist(), partitions)
+
     def offsets(self, item: str) -> list[int]:
-        """[P] up to where each partition's contribution to `item` was folded."""
+        """By partition up to where its contribution to `item` was folded, -1 where there is none."""
         at = self.records.find(item)
-        return [] if not 0 <= at < len(self._folded) else self._offset[:, at].tolist()
+        return [] if not 0 <= at < len(self._folded) else self._layout.offsets([self._parts[at]], self._partitions)[0]
 
     def neighbours(self, item: str, time_ms: int) -> list[tuple[str, float]]:
         """Items looked at together with `item` and their weights at `time_ms`, heaviest first; ties by id."""
@@ -128,24 +159,32 @@ class ItemTable:
 
     def led_to(self, recent: Sequence[str], time_ms: int) -> tuple[Rows, Floats]:
         """Rows, ascending, that `recent` items lead to, and with what weight: the n-th item's neighbours count 1/n."""
+        self._grow()
+        near, weights = self._led_to(recent, time_ms)
+        if not len(near):
+            return near, weights
+        np.add.at(self._weight, near, weights)
+        rows = np.unique(near)
+        summed = self._weight[rows]
+        self._weight[rows] = 0.0
+        return rows, summed
+
+    def _led_to(self, recent: Sequence[str], time_ms: int) -> tuple[Rows, Floats]:
+        """As `led_to`, in no order and some rows several times: their weights are to be added."""
         rows: list[Rows] = []
         weights: list[Floats] = []
+        half_life_ms = self._covisit_half_life_ms
         for rank, item in enumerate(recent):
             at = self.records.find(item)
-            if not 0 <= at < len(self._folded) or not self._folded[at]:
-                continue
-            scale = self._half_lives.scale(self._time_ms[:, at], time_ms)[:, self._covisit_half_life].tolist()
-            for p, of_partition in enumerate(self._neighbours):
-                packed = of_partition[at] if at < len(of_partition) else NO_NEIGHBOURS
-                if packed:
-                    count = len(packed) // 8
-                    rows.append(np.frombuffer(packed, np.int32, count))
-                    weights.append(np.frombuffer(packed, np.float32, count, 4 * count) * (scale[p] / (1 + rank)))
+            if 0 <= at < len(self._near) and (held := self._near[at]):
+                latest = int(self._latest_ms[at])
+                pairs = np.frombuffer(held, NEIGHBOUR)
+                scale = exp2((base_ms(latest, half_life_ms) - max(time_ms, latest)) / half_life_ms)
+                rows.append(pairs["row"])
+                weights.append(pairs["weight"] * (scale / (1 + rank)))
         if not rows:
             return np.zeros(0, dtype=np.int32), np.zeros(0)
-        unique, inverse = np.unique(np.concatenate(rows), return_inverse=True)
-        summed: Floats = np.bincount(inverse, np.concatenate(weights), len(unique)).astype(np.float64, copy=False)
-        return unique, summed
+        return np.concatenate(rows), np.concatenate(weights)
 
     def popular(self, time_ms: int, n: int) -> list[tuple[str, float]]:
         """The `n` available items with the most engagement, and its decayed amount at `time_ms`, heaviest first.
@@ -158,12 +197,10 @@ class ItemTable:
 
     def popular_rows(self, n: int, among: Rows | None = None) -> Rows:
         """Rows of the `n` available items with the most engagement, heaviest first; `among` these rows, ascending, where given."""
-        self._grow(len(self._numbers))
+        self._grow()
         self._revalue()
-        size = len(self.records)
-        weight = np.where(self.records.available[:size] & self._known(), self._popularity[:size], -1.0)
-        if among is not None:
-            weight = weight[among]
+        rows = slice(len(self.records)) if among is None else among
+        weight = np.where(self.records.available[rows] & self._known_at(rows), self._popularity[rows], -1.0)
         n = min(n, len(weight))
         if n <= 0:
             return np.zeros(0, dtype=np.int32)
@@ -177,7 +214,7 @@ class ItemTable:
 
     def engagement(self, rows: Rows, time_ms: int) -> Floats:
         """[len(rows)] decayed engagement of known `rows` at `time_ms`."""
-        self._grow(len(self._numbers))
+        self._grow()
         self._revalue()
         scale = 2.0 ** min((self._epoch_ms - time_ms) / self._half_lives.ms[self._demand_half_life], REBASE_HALF_LIVES)
         result: Floats = self._popularity[rows] * scale
@@ -185,59 +222,38 @@ class ItemTable:
 
     def purchases(self, rows: Rows, time_ms: int) -> Floats:
         """[len(rows)] decayed number of purchases of known `rows` at `time_ms`; zeros where the features do not count them."""
-        self._grow(len(self._numbers))
+        self._grow()
         result: Floats = self._numbers_at(rows, time_ms)[:, self._purchase].sum(axis=1)
         return result
 
     def _known(self) -> npt.NDArray[np.bool_]:
         """[n] rows of which something is known: others are only named as somebody's neighbour."""
-        size = len(self.records)
-        known: npt.NDArray[np.bool_] = self.records.since_ms[:size] >= 0
-        folded = self._folded[:size]
-        known[: len(folded)] |= folded
+        self._grow()
+        return self._known_at(slice(len(self.records)))
+
+    def _known_at(self, rows: Any) -> npt.NDArray[np.bool_]:
+        known: npt.NDArray[np.bool_] = (self.records.since_ms[rows] >= 0) | self._folded[rows]
         return known
 
-    def _keep_neighbours(self, p: int, at: int, neighbours: dict[str, float]) -> None:
-        of_partition = self._neighbours[p]
-        if neighbours:
-            row = self.records.row
-            rows = np.array([row(item) for item in neighbours], dtype=np.int32)
-            packed = rows.tobytes() + np.array(list(neighbours.values()), dtype=np.float32).tobytes()
-        elif at < len(of_partition):
-            packed = NO_NEIGHBOURS
-        else:
-            return
-        if at >= len(of_partition):
-            of_partition.extend([NO_NEIGHBOURS] * (at + 1 - len(of_partition)))
-        of_partition[at] = packed
-
-    def _grow(self, partitions: int) -> None:
-        """Make room for every row of the catalog, and for `partitions`."""
+    def _grow(self) -> None:
+        """Make room for every row of the catalog."""
         capacity = len(self.records.available)
-        if capacity > len(self._folded):
-            self._folded, self._popularity = grown(self._folded, capacity), grown(self._popularity, capacity)
-            self._numbers = [grown(numbers, capacity) for numbers in self._numbers]
-            self._time_ms = grown(self._time_ms.T, capacity).T.copy()
-            self._offset = grown(self._offset.T, capacity, -1).T.copy()
-        while len(self._numbers) < partitions:
-            self._numbers.append(np.zeros((capacity, self.features.item_numbers), dtype=np.float32))
-            self._neighbours.append([])
-            self._time_ms = np.vstack([self._time_ms, np.zeros((1, capacity), dtype=np.int64)])
-            self._offset = np.vstack([self._offset, np.full((1, capacity), -1, dtype=np.int64)])
+        if capacity <= len(self._folded):
+            return
+        for name in ("_folded", "_popularity", "_total", "_latest_ms", "_weight"):
+            setattr(self, name, grown(getattr(self, name), capacity))
+        self._parts, self._near = grown(self._parts, capacity, b""), grown(self._near, capacity, b"")
+        self._place = grown(self._place, capacity, UNKNOWN)
 
     def _numbers_at(self, at: npt.NDArray[np.int32], time_ms: int) -> Floats:
         """[len(at), K] decayed counts summed over partitions, valued at `time_ms`."""
-        total = np.zeros((len(at), self.features.item_numbers))
-        for numbers, times in zip(self._numbers, self._time_ms, strict=True):
-            total += numbers[at] * self._scale(times[at], time_ms)
-        return total
+        result: Floats = self._total[at] * self._scale(self._latest_ms[at], time_ms)
+        return result
 
     def _scale(self, times: npt.NDArray[np.int64], time_ms: int) -> Floats:
         """What stored numbers are to be multiplied by: [K] where the rows share their bases, as almost all do, else [len(times), K]."""
         if len(times) and (latest := int(times.max())) <= time_ms:
-            earliest = int(
-                times.min(where=times > 0, initial=latest)
-            )  # a row without a contribution holds zeros, whatever its base
+            earliest = int(times.min(where=times > 0, initial=latest))  # a row without events holds zeros, whatever its base
             ends = self._half_lives.scale(np.array([earliest, latest]), time_ms)
             if (ends[0] == ends[1]).all():
                 shared: Floats = ends[0][self._half_life_of]
@@ -251,15 +267,13 @@ class ItemTable:
             return
         at = np.fromiter(self._stale, dtype=np.int64)
         self._stale.clear()
-        times = self._time_ms[:, at]  # [P, touched]
-        if not times.size or not len(self._demand):
+        if not len(self._demand):
             return
+        times = self._latest_ms[at]
         half_life, latest = self._half_lives.ms[self._demand_half_life], int(times.max())
         if latest - self._epoch_ms > REBASE_HALF_LIVES * half_life:
             self._popularity *= np.exp2((self._epoch_ms - latest) / half_life)
             self._epoch_ms = latest
-        for p in range(len(times)):
-            scale = self._half_lives.scale(times[p], 0)[:, self._demand_half_life]
-            own = self._numbers[p][at][:, self._demand].astype(np.float64) @ self._intent * scale
-            late = np.exp2((times[p] - self._epoch_ms) / half_life)
-            self._popularity[at] = own * late + (self._popularity[at] if p else 0.0)
+        scale = self._half_lives.scale(times, 0)[:, self._demand_half_life]
+        own = self._total[at][:, self._demand].astype(np.float64) @ self._intent * scale
+        self._popularity[at] = own * np.exp2((times - self._epoch_ms) / half_life)

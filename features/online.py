@@ -242,6 +242,23 @@ class FencedOnlineStore(RedisOnlineStore):
         answers = self._read(config, view.field, [key + project for key in keys])
         return [None if packed is None else unpack(view, packed) for packed in answers]
 
+    async def read_row(self, config: RepoConfig, view: View, key: bytes) -> Packed | None:
+        """One row, asked from an event loop, always the same one.
+
+        Raises:
+            CorruptError: the stored row cannot be read.
+        """
+        key += config.project.encode()
+        with self._answering(config, key):
+            client = await self._get_client_async(config.online_store)
+            packed = await client.hget(key, view.field)
+        return None if packed is None else unpack(view, packed)
+
+    async def close(self) -> None:
+        """End what `read_row` holds, in its event loop."""
+        if self._client_async is not None:
+            await self._client_async.aclose()
+
     def folded(self, config: RepoConfig, partitions: Sequence[int], version: str) -> dict[int, int]:
         """By partition, the offset up to which, inclusive, its events are folded into rows of `version`; -1 where nothing is."""
         if not partitions:

@@ -4,6 +4,7 @@ Which features there are, and which place in the lists is whose, says `features.
 leaves them (see `features.decay`): as they would be at a fixed point in time, so that adding an event touches no other value.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -87,16 +88,19 @@ class CatalogColumns(NamedTuple):
 
 
 class CandidateColumns(NamedTuple):
-    """What is known of C candidates when they are scored: columns of equal length C. P clickstream partitions, K = item numbers."""
+    """What is known of C candidates when they are scored: columns of equal length C. K = item numbers."""
 
-    items: list[str]
+    ids: npt.NDArray[np.object_]
+    """[C] item ids as bytes."""
+    recent: npt.NDArray[np.int32]
+    """[C] where the candidate stands first among the shopper's recent items, -1 where it does not."""
     numbers: npt.NDArray[np.float64]
     """[C, K] decayed counts, valued at scoring time."""
     covisit: npt.NDArray[np.float64]
     """[C] weight with which the shopper's latest items lead to this one."""
     catalog: CatalogColumns
-    offsets: npt.NDArray[np.int64]
-    """[C, P] up to where each partition's contribution was folded; -1 where there was none."""
+    offsets: Callable[[Sequence[int]], list[list[int]]]
+    """Of the candidates at these places, by partition: up to where its contribution was folded; -1 where there was none."""
 
 
 class FeaturesAsServed(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +128,6 @@ class FeaturesAsServed(msgspec.Struct, frozen=True, kw_only=True):
     candidate_features: bytes
     """float32 [C, F]."""
     item_offsets: dict[str, list[int]] = {}
-    """By item (the candidates and the latest items that lead to them): as `CandidateColumns.offsets`."""
+    """By item (the candidates and the latest items that lead to them): as `CandidateColumns.offsets` gives them."""
     catalog_ms: list[int] = []
     """[C] `time_ms` of the candidate's catalog record; -1 where there was none."""

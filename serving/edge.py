@@ -220,8 +220,9 @@ class Recommendations:
 def _add_items(answer: Any, items: Sequence[Scored], propensities: Sequence[float], table: ItemTable) -> None:
     """In place: a message given to another's constructor is copied, and a Rank may answer 2,000."""
     add, records = answer.items.add, table.records
-    for position, (scored, propensity) in enumerate(zip(items, propensities, strict=True)):
-        added = add(
+    labels = records.labels(records.rows([scored.item for scored in items]))
+    for position, (scored, propensity, title, category, brand, price) in enumerate(zip(items, propensities, *labels, strict=True)):
+        add(
             item_id=scored.item,
             position=position,
             score=scored.score,
@@ -230,10 +231,11 @@ def _add_items(answer: Any, items: Sequence[Scored], propensities: Sequence[floa
             purchase=scored.purchase,
             candidate_source=scored.source,
             propensity=propensity,
+            title=title,
+            category=category,
+            brand=brand,
+            price=price,
         )
-        if (at := records.find(scored.item)) >= 0 and (catalog := records.record(at)) is not None:
-            added.title, added.category = catalog.item_name, catalog.item_category
-            added.brand, added.price = catalog.item_brand, catalog.price
 
 
 def _add_timings(answer: Any, stages_ms: dict[str, float], started: float) -> None:

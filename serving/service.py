@@ -78,6 +78,7 @@ async def serve(settings: Settings, tracing: Tracing | None = None) -> None:
     rows = FeatureRows(settings, settings.store_timeout_ms / 1000)
     pseudonyms = Pseudonyms.open(settings)
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(rows.close)
         memory = await stack.enter_async_context(ItemMemory(settings, rows.feature_set))
         impressions = await stack.enter_async_context(EventProducer(settings, IMPRESSIONS_INFLIGHT_MAX))
         # A producer of their own: impressions that wait for Kafka must not keep events out, nor the other way round.
@@ -158,8 +159,8 @@ async def _become_ready(rows: FeatureRows, memory: ItemMemory, health: Health) -
     await memory.loaded.wait()
     while not await asyncio.to_thread(rows.registered):  # noqa: ASYNC110 - another process registers them
         await asyncio.sleep(0.2)
-    with contextlib.suppress(UnavailableError):  # the first read costs Feast 100 ms and more; it is not to be a shopper's
-        await asyncio.to_thread(rows.read_shopper, "", rows.newest())
+    with contextlib.suppress(UnavailableError):  # the first read connects; it is not to be a shopper's
+        await rows.shopper("", rows.newest())
     settle_interpreter()
     await health.set(RECOMMENDATION_SERVICE, True)
 

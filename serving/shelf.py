@@ -11,11 +11,9 @@ import time
 import uuid
 from collections import Counter as Tally
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
-from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +70,6 @@ EXPLORED = Counter("liveshelf_scoring_explored_total", "Items shown in place of 
 _stage_seconds, _source_seconds = cache(STAGE_SECONDS.labels), cache(SOURCE_SECONDS.labels)
 _candidates, _shelves, _shown = cache(CANDIDATES.labels), cache(SHELVES.labels), cache(SHOWN.labels)
 
-STORE_THREADS = 8  # Feast's read is synchronous; more readers than this only wait for each other
 DEADLINE_MARGIN_S = 0.01  # kept back of the deadline for the last resort and the answer's way home
 STORE_SHARE, RETRIEVAL_SHARE = (
     0.3,
@@ -94,7 +91,6 @@ class Policy:
 class Found(NamedTuple):
     """Candidates in order of precedence."""
 
-    items: list[str]
     rows: Rows
     """[C] UNKNOWN for a caller's candidate that nobody heard of."""
     source: npt.NDArray[np.int8]
@@ -102,7 +98,7 @@ class Found(NamedTuple):
     names: list[str]
 
     def kept(self, keep: npt.NDArray[np.bool_]) -> "Found":
-        return Found(list(compress(self.items, keep.tolist())), self.rows[keep], self.source[keep], self.names)
+        return Found(self.rows[keep], self.source[keep], self.names)
 
 
 class Scores(NamedTuple):
@@ -180,7 +176,6 @@ class ShelfMaker:
         self._rows, self._side, self._models, self._sources = rows, side, models, sources
         self._log_impression, self._clock_ms = log_impression, clock_ms
         self._policy, self._rules, self._items_state, self._static = policy, rules, items_state, static
-        self._threads = ThreadPoolExecutor(STORE_THREADS, "store")
         self._tracing = tracing
         self._last_good = LastGood()
         self._store = Breaker("store", "store_late", store_timeout_s)
@@ -247,10 +242,10 @@ class ShelfMaker:
             rules = self._rules()
             if not query.candidates:
                 found = found.kept(allowed(query, shopper, found.rows, side.items.records, rules))
-            if not found.items and not query.candidates:
+            if not len(found.rows) and not query.candidates:
                 return self._last_resort(query, time_ms, side, self._items_state() or late or "no_candidates")
         with clock.stage("encode"):
-            columns = side.items.columns_at(found.rows, found.items, shopper, time_ms)
+            columns = side.items.columns_at(found.rows, shopper, time_ms, query.candidates)
             inputs = visit.encoded | side.encoder.candidates(shopper, columns, time_ms)
             led_by = {item: side.items.offsets(item) for item in shopper.recent_items[:COVISIT_RECENT]}
         with clock.stage("score"):
@@ -264,10 +259,9 @@ class ShelfMaker:
     async def _hydrate(self, query: Query, time_ms: int, side: Side, clock: Clock) -> tuple[ShopperRow, str]:
         """The shopper's row with the page's items as just looked at; an empty row and the reason when the store does not answer."""
         row, late = side.features.shopper(query.shopper), ""
-        loop = asyncio.get_running_loop()
 
         async def read(_: float) -> ShopperRow | None:
-            return await loop.run_in_executor(self._threads, self._rows.read_shopper, query.shopper, side.features)
+            return await self._rows.shopper(query.shopper, side.features)
 
         try:
             stored = await self._store.ask(read, STORE_SHARE * clock.left_s())
@@ -282,7 +276,7 @@ class ShelfMaker:
         records = visit.items.records
         if query.candidates:
             rows = records.rows(query.candidates)
-            return Found(list(query.candidates), rows, np.zeros(len(rows), dtype=np.int8), ["request"]), ""
+            return Found(rows, np.zeros(len(rows), dtype=np.int8), ["request"]), ""
         missing = ""
         answers: list[Rows] = []
         asked: dict[int, asyncio.Task[Rows]] = {}
@@ -346,7 +340,7 @@ class ShelfMaker:
         reason = self._models.reason
         if model is not None:
             try:
-                chances = await self._rank[self._who(model)].ask(partial(model.rank, inputs, len(found.items)), clock.left_s())
+                chances = await self._rank[self._who(model)].ask(partial(model.rank, inputs, len(found.rows)), clock.left_s())
             except ModelNotFoundError as error:
                 reason = error.reason
                 await self._models.refresh()
@@ -376,19 +370,19 @@ class ShelfMaker:
         if query.candidates:
             places, propensities = order[: query.count].tolist(), [1.0] * min(query.count, len(order))
         else:
-            kinds = Kinds(*(_nameless(records, name, found.rows) for name in ("item_category", "item_brand")))
-            order = diversify(scores, order, kinds, query.count, self._policy.diversity)
+            if self._policy.diversity:
+                kinds = Kinds(*(_nameless(records, name, found.rows) for name in ("item_category", "item_brand")))
+                order = diversify(scores, order, kinds, query.count, self._policy.diversity)
             order, fixed = _pinned(order, found.rows, rules.pins(records, query.placement))
-            new = (
-                np.isin(found.rows, side.lists.new(self._clock_ms())) if self._policy.explore_share else np.zeros(len(order), bool)
-            )
+            new = side.lists.is_new(found.rows)
             places, propensities, explored = explore(order, new, query.count, self._policy.explore_share, request_id, fixed)
             EXPLORED.inc(sum(explored))
         names = found.names
+        ids = [query.candidates[place] for place in places] if query.candidates else records.items(found.rows[places])
         items = [
-            Scored(found.items[at], names[source], score, *chances)
-            for at, source, score, chances in zip(
-                places, found.source[places].tolist(), scores[places].tolist(), scored.chances[places].tolist(), strict=True
+            Scored(item, names[source], score, *chances)
+            for item, source, score, chances in zip(
+                ids, found.source[places].tolist(), scores[places].tolist(), scored.chances[places].tolist(), strict=True
             )
         ]
         shelf = Shelf(
@@ -412,7 +406,8 @@ class ShelfMaker:
         else:
             visit = Visit(shopper, encoded, time_ms, side.items, side.lists, None)
             lists = [side.lists.popular_in(code, time_ms) for code in visit.categories(3)]
-            rows = _first_of([*lists, side.lists.popular(time_ms)])
+            rows = np.concatenate([*lists, side.lists.popular(time_ms)])
+            rows = rows[records.distinct(rows)]
             rows = rows[allowed(query, shopper, rows, records, rules)][: query.count]
             items = records.items(rows)
             if not items and self._static is not None and not len(side.items):
@@ -517,19 +512,8 @@ def _merged(answers: list[Rows], names: list[str], query: Query, records: Catalo
     pins = np.array([row for _, row in rules.pins(records, query.placement)], dtype=np.int32)
     rows = np.concatenate([*answers, pins])
     source = np.repeat(np.arange(len(names) + 1, dtype=np.int8), [*map(len, answers), len(pins)])
-    _, first = np.unique(rows, return_index=True)
-    first.sort()
-    rows = rows[first]
-    return Found(records.items(rows), rows, source[first], [*names, "pinned"])
-
-
-def _first_of(lists: Sequence[Rows]) -> Rows:
-    """All rows of `lists`, each where it stood first."""
-    rows = np.concatenate(lists)
-    _, first = np.unique(rows, return_index=True)
-    first.sort()
-    result: Rows = rows[first]
-    return result
+    first = records.distinct(rows)
+    return Found(rows[first], source[first], [*names, "pinned"])
 
 
 def _nameless(records: Catalog, name: str, rows: Rows) -> npt.NDArray[np.int32]:

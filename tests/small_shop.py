@@ -77,7 +77,7 @@ class Store:
     def __init__(self, row: ShopperRow | None = None) -> None:
         self.row, self.down, self.asked = row, False, 0
 
-    def read_shopper(self, shopper: str, features: FeatureSet) -> ShopperRow | None:
+    async def shopper(self, shopper: str, features: FeatureSet) -> ShopperRow | None:
         self.asked += 1
         if self.down:
             raise UnavailableError("the store is down")

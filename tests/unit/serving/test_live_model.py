@@ -124,7 +124,7 @@ class Rows:
     def __init__(self, shop: PlantedShop) -> None:
         self._shop = shop
 
-    def read_shopper(self, shopper: str, features: FeatureSet) -> ShopperRow | None:
+    async def shopper(self, shopper: str, features: FeatureSet) -> ShopperRow | None:
         row = self._shop.rows[shopper] if features is FEATURES else None
         return msgspec.json.decode(msgspec.json.encode(row), type=ShopperRow) if row else None
 
