@@ -3,6 +3,8 @@
 n items. A row never moves, so row numbers stand for ids everywhere behind the edge of a process.
 """
 
+from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -40,6 +42,8 @@ class Catalog:
         self.values: dict[str, list[str]] = {field: [] for field in FIELDS}
         self._row_of: dict[str, int] = {}
         self._first = np.zeros(ROWS_AT_FIRST, dtype=np.int32)  # scratch of `distinct`
+        self._in_category: defaultdict[int, array[int]] = defaultdict(lambda: array("i"))
+        """By code: rows that are or were of the category."""
         self._names: list[str] = []
         self._named = np.zeros(ROWS_AT_FIRST, dtype=bool)
         self._embedding_at: dict[int, int] = {}  # row → place in _embeddings
@@ -95,8 +99,11 @@ class Catalog:
             self.since_ms[at] = item.time_ms
         self.time_ms[at], self.available[at], self.price[at] = item.time_ms, item.available, item.price
         self._names[at], self._named[at] = item.item_name, bool(item.item_name)
+        before = self.code["item_category"][at]
         for field, value in zip(FIELDS, (item.item_category, item.item_brand, price_band(item.price)), strict=True):
             self.code[field][at] = self._code(field, value)
+        if (category := int(self.code["item_category"][at])) != before:
+            self._in_category[category].append(at)
         if item.embedding:
             self._embed(at, item.embedding)
         return True
@@ -153,8 +160,10 @@ class Catalog:
         return out / np.maximum(length, 1e-12), has
 
     def in_category(self, code: int) -> Rows:
-        """Rows of one category."""
-        return np.flatnonzero(self.code["item_category"][: len(self.ids)] == code).astype(np.int32)
+        """Rows of one category, ascending."""
+        rows: Rows = np.unique(np.array(self._in_category[code], dtype=np.int32))
+        still: Rows = rows[self.code["item_category"][rows] == code]
+        return still
 
     def _value(self, field: str, at: int) -> str:
         return self.values[field][int(self.code[field][at])]
@@ -185,10 +194,10 @@ class Catalog:
         self.code = {field: grown(code, capacity, UNKNOWN) for field, code in self.code.items()}
 
 
-def grown(array: npt.NDArray[Any], capacity: int, fill: Any = 0) -> npt.NDArray[Any]:
-    """`array` with `capacity` rows. New zeros are pages that the system has not given yet: they cost no memory until written."""
-    out = np.zeros((capacity, *array.shape[1:]), dtype=array.dtype)
-    out[: len(array)] = array
-    if fill or array.dtype == object:
-        out[len(array) :] = fill
+def grown(column: npt.NDArray[Any], capacity: int, fill: Any = 0) -> npt.NDArray[Any]:
+    """`column` with `capacity` rows. New zeros are pages that the system has not given yet: they cost no memory until written."""
+    out = np.zeros((capacity, *column.shape[1:]), dtype=column.dtype)
+    out[: len(column)] = column
+    if fill or column.dtype == object:
+        out[len(column) :] = fill
     return out

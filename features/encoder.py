@@ -49,13 +49,13 @@ class Encoder:
     def candidates(self, row: ShopperRow, columns: CandidateColumns, time_ms: int) -> Inputs:
         """The candidates' side: `candidates` bytes [C] and `candidate_features` float32 [C, F], see `FeatureSet.candidate_columns`."""
         c = len(columns.ids)
-        out = np.zeros((c, len(self.features.candidate_columns)), dtype=np.float32)
+        out = np.zeros((len(self.features.candidate_columns), c), dtype=np.float32)
         at = 0
         for feature in self.features.declared.features:
             for value in self._candidate_values(feature, row, columns) if c else ():
-                out[:, at] = value
+                out[at] = value
                 at += 1
-        return {"candidates": columns.ids, "candidate_features": out}
+        return {"candidates": columns.ids, "candidate_features": np.ascontiguousarray(out.T)}
 
     def decode(self, served: FeaturesAsServed) -> Inputs:
         """The model's inputs, bit for bit as they were when served.

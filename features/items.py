@@ -181,7 +181,7 @@ class ItemTable:
                 pairs = np.frombuffer(held, NEIGHBOUR)
                 scale = exp2((base_ms(latest, half_life_ms) - max(time_ms, latest)) / half_life_ms)
                 rows.append(pairs["row"])
-                weights.append(pairs["weight"] * (scale / (1 + rank)))
+                weights.append(pairs["weight"].astype(np.float64) * (scale / (1 + rank)))
         if not rows:
             return np.zeros(0, dtype=np.int32), np.zeros(0)
         return np.concatenate(rows), np.concatenate(weights)

@@ -157,7 +157,8 @@ class Retrieval:
         return self._asked(visit, visit.model)
 
     async def _asked(self, visit: Visit, model: LiveModel) -> Rows:
-        rows = visit.items.records.rows(await model.retrieve(visit.encoded, self.timeout_s))
+        found = await model.retrieve(visit.encoded, self.timeout_s)
+        rows = visit.items.records.rows(found[: self.quota])
         return rows[rows >= 0]
 
 

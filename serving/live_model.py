@@ -2,7 +2,9 @@
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from prometheus_client import Gauge
 
 from features.encoder import Inputs
 from liveshelf.errors import CorruptError
+from serving.joined import Joined
 from serving.model_client import LATEST, ModelClient, ModelNotFoundError, ModelUnavailableError
+from serving.tensors import Array
 from streams.route import AUTOMATIC, STABLE, read_route
 
 log = structlog.get_logger()
@@ -37,6 +41,9 @@ class LiveModel:
         self.version = version
         self.feature_version = feature_version
         self._client = client
+        self._retrieve = Joined(partial(self._ask, "retrieve", ("item",)))
+        # By the number of binary digits of their number of candidates: a batch is as long as its longest list.
+        self._rank: defaultdict[int, Joined] = defaultdict(lambda: Joined(partial(self._ask, "rank", OBJECTIVES)))
 
     async def retrieve(self, shopper: Inputs, timeout_s: float) -> Sequence[str]:
         """Items near the shopper's vector, nearest first. `shopper` as `Encoder.shopper` makes it.
@@ -44,12 +51,11 @@ class LiveModel:
         Raises:
             ModelUnavailableError, ModelNotFoundError: the model server does not answer, or unloaded the version.
         """
-        inputs = {name: array[None] for name, array in shopper.items()}
-        out = await self._client.predict(self.version, "retrieve", inputs, timeout_s, ("item",))
+        out = await self._retrieve.ask(shopper, timeout_s)
         found = out.get("item")
-        if found is None or found.ndim != 2 or found.dtype != object:
+        if found is None or found.ndim != 1 or found.dtype != object:
             raise ModelUnavailableError("model_garbage", f"model version {self.version} retrieved no list of ids: {out}")
-        return [item.decode(errors="replace") for item in found[0].tolist() if item]
+        return [item.decode(errors="replace") for item in found.tolist() if item]
 
     async def rank(self, inputs: Inputs, count: int, timeout_s: float) -> npt.NDArray[np.float32]:
         """[count, 3] probabilities of OBJECTIVES, in the order given. `inputs` are a shopper's and `count` candidates', without batch axis.
@@ -58,11 +64,9 @@ class LiveModel:
             ModelUnavailableError: the model server does not answer, or answers what is no probability.
             ModelNotFoundError: it unloaded the version.
         """
-        batch = {name: array[None] for name, array in inputs.items()}
-        out = await self._client.predict(self.version, "rank", batch, timeout_s, OBJECTIVES)
+        out = await self._rank[count.bit_length()].ask(inputs, timeout_s)
         try:
-            # A batching TensorFlow Serving pads answers to the longest candidate list of the batch.
-            chances = np.stack([out[objective][0][:count] for objective in OBJECTIVES], axis=1).astype(np.float32, copy=False)
+            chances = np.stack([out[objective][:count] for objective in OBJECTIVES], axis=1).astype(np.float32, copy=False)
         except (KeyError, IndexError, ValueError, TypeError) as error:
             raise ModelUnavailableError("model_garbage", f"model version {self.version} answered no scores: {error!r}") from error
         # NaN is not at least 0 either.
@@ -71,6 +75,14 @@ class LiveModel:
                 "model_garbage", f"model version {self.version} answered {chances.shape} scores, or some that are no probability"
             )
         return chances
+
+    async def _ask(self, signature: str, outputs: tuple[str, ...], inputs: Inputs, timeout_s: float) -> dict[str, Array]:
+        out = await self._client.predict(self.version, signature, inputs, timeout_s, outputs)
+        rows = len(next(iter(inputs.values())))
+        if any(array.shape[:1] != (rows,) for array in out.values()):
+            shapes = {name: array.shape for name, array in out.items()}
+            raise ModelUnavailableError("model_garbage", f"model version {self.version} answered {shapes} to {rows} shoppers")
+        return out
 
 
 async def describe(client: ModelClient, version: int, timeout_s: float) -> str:

@@ -9,7 +9,6 @@ C candidates; items are row numbers of the side's catalog from the edge inwards.
 import asyncio
 import time
 import uuid
-from collections import Counter as Tally
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -431,8 +430,8 @@ class ShelfMaker:
         """What the answer did not have to wait for: metrics, the line of a degraded answer, the impression."""
         shelf = made.shelf
         _shelves(shelf.degraded).inc()
-        for source, shown in Tally(scored.source for scored in shelf.items).items():
-            _shown(source).inc(shown)
+        for scored in shelf.items:
+            _shown(scored.source).inc()
         if shelf.degraded:
             log.warning(
                 "degraded shelf",

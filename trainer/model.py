@@ -80,6 +80,7 @@ class ShelfModel(keras.Model):  # type: ignore[misc]
         self.query, self.key_, self.value = dense(DIM, "query"), dense(DIM, "key"), dense(DIM, "value")
         self.shopper_hidden, self.shopper_out = dense(HIDDEN, "shopper_hidden", "relu"), dense(DIM, "shopper_out")
         self.rank_hidden, self.rank_hidden_2 = dense(HIDDEN, "rank_hidden", "relu"), dense(HIDDEN // 2, "rank_hidden_2", "relu")
+        self.rank_hidden.build((None, 3 * DIM + self.shopper_features + f))
         self.rank_out = dense(len(TASKS), "rank_out")
         self.content, self.content_out = Given(content_capacity, "content"), dense(DIM, "content_out")
         self.content_out.build((None, DIM))
@@ -136,10 +137,16 @@ class ShelfModel(keras.Model):  # type: ignore[misc]
         """[B, C, 3] from candidate_rows [B, C], candidate_features [B, C, F] and shopper_features [B, S]."""
         items = self.items(inputs["candidate_rows"])
         features = self.candidate_norm(inputs["candidate_features"])
-        side = ops.concatenate([shopper, self.shopper_norm(inputs["shopper_features"])], axis=-1)[:, None, :]
-        side = ops.broadcast_to(side, (*ops.shape(items)[:2], DIM + self.shopper_features))
-        joined = ops.concatenate([side, items, shopper[:, None, :] * items, features], axis=-1)
-        return self.rank_out(self.rank_hidden_2(self.rank_hidden(joined)))
+        side = ops.concatenate([shopper, self.shopper_norm(inputs["shopper_features"])], axis=-1)
+        # One dense layer over (shopper side, item, shopper * item, features), without laying them side by side for each candidate: the
+        # shopper's share of it is computed once, and of_item @ item + of_both @ (shopper * item) in one product.
+        of_side, of_item, of_both, of_features = ops.split(
+            self.rank_hidden.kernel, [DIM + self.shopper_features, 2 * DIM + self.shopper_features, 3 * DIM + self.shopper_features]
+        )
+        weights = of_item[None] + shopper[:, :, None] * of_both[None]
+        hidden = ops.matmul(items, weights) + ops.matmul(features, of_features)
+        hidden = ops.relu(hidden + (ops.matmul(side, of_side) + self.rank_hidden.bias)[:, None, :])
+        return self.rank_out(self.rank_hidden_2(hidden))
 
     def rank(self, inputs: Tensors) -> Tensor:
         """[B, C, 3] probabilities of click, cart and purchase."""

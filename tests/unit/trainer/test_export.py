@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.planted_shop import FEATURES, PlantedShop
-from trainer import directory, export
+from trainer import directory, export, nearest
 from trainer.examples import samples_of
 from trainer.gate import unservable
 from trainer.learner import Learner, be_deterministic
@@ -69,6 +69,21 @@ def test_rank_equals_the_keras_model_also_for_unknown_items(learner: Learner, ex
 
 
 def test_retrieve_equals_a_full_scan_by_the_keras_model(learner: Learner, exported: Path, shelves: Samples) -> None:
+    is_full_scan(learner, exported, shelves)
+
+
+def test_so_it_does_through_blocks_when_all_are_looked_into(
+    learner: Learner, shelves: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "EXACT_MAX", 0)
+    monkeypatch.setattr(nearest, "SIZE", 8)
+    monkeypatch.setattr(nearest, "CLUSTERED", 10)
+    export.write(learner, tmp_path / "1", 1, "shelf")
+    assert tf.saved_model.load(str(tmp_path / "1")).rows.shape[0] > 3, "blocks"
+    is_full_scan(learner, tmp_path / "1", shelves)
+
+
+def is_full_scan(learner: Learner, exported: Path, shelves: Samples) -> None:
     found = tf.saved_model.load(str(exported)).signatures["retrieve"](**served_inputs(shelves, candidates=False))
     ids, vectors = learner.table()
     vectors = vectors[FIRST_ROW:]
