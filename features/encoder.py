@@ -93,12 +93,8 @@ class Encoder:
         columns: CandidateColumns,
         time_ms: int,
         rows: Sequence[int],
-        led_by: dict[str, list[int]] | None = None,
     ) -> FeaturesAsServed:
-        """What `decode` reads back: `inputs` of the candidates at `rows`, in that order.
-
-        `led_by` are the offsets of the latest items whose neighbours the co-visit weights come from.
-        """
+        """What `decode` reads back: `inputs` of the candidates at `rows`, in that order."""
         items = [item.decode() for item in columns.ids[list(rows)]]
         n = len(row.recent_items)
         return FeaturesAsServed(
@@ -112,7 +108,7 @@ class Encoder:
             shopper_features=inputs["shopper_features"].astype("<f4").tobytes(),
             candidates=items,
             candidate_features=inputs["candidate_features"][list(rows)].astype("<f4").tobytes(),
-            item_offsets=(led_by or {}) | dict(zip(items, columns.offsets(rows), strict=True)),
+            item_offsets=columns.offsets(rows),
             catalog_ms=columns.catalog.time_ms[list(rows)].tolist(),
         )
 

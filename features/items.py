@@ -115,16 +115,22 @@ class ItemTable:
         known = rows >= 0
         if known.all():
             return self._columns(rows, self.records.wire[rows], shopper, time_ms)
-        columns = self._columns(np.where(known, rows, 0), np.array([*map(str.encode, items), b""], object)[:-1], shopper, time_ms)
+        ids = np.array([*map(str.encode, items), b""], object)[:-1]
+        columns = self._columns(np.where(known, rows, 0), ids, shopper, time_ms, np.where(known, self._parts[rows], b""))
         unknown = np.flatnonzero(~known).tolist()
         columns.numbers[unknown] = columns.covisit[unknown] = 0.0
         for at in unknown:
             columns.recent[at] = shopper.recent_items.index(items[at]) if items[at] in shopper.recent_items else UNKNOWN
-        parts = self._parts[np.where(known, rows, 0)]
-        parts[unknown] = b""
-        return columns._replace(catalog=self.records.columns(rows), offsets=partial(self._offsets_of, parts, self._partitions))
+        return columns._replace(catalog=self.records.columns(rows))
 
-    def _columns(self, rows: Rows, ids: npt.NDArray[np.object_], shopper: ShopperRow, time_ms: int) -> CandidateColumns:
+    def _columns(
+        self,
+        rows: Rows,
+        ids: npt.NDArray[np.object_],
+        shopper: ShopperRow,
+        time_ms: int,
+        parts: npt.NDArray[np.object_] | None = None,
+    ) -> CandidateColumns:
         near, weights = self._led_to(shopper.recent_items[:COVISIT_RECENT], time_ms)
         np.add.at(self._weight, near, weights)
         covisit = self._weight[rows]
@@ -134,22 +140,29 @@ class ItemTable:
         self._place[recent[seen]] = seen
         places = self._place[rows]
         self._place[recent[seen]] = UNKNOWN
+        leading = {
+            i: self._parts[at] for i, at in zip(shopper.recent_items, recent[:COVISIT_RECENT].tolist(), strict=False) if at >= 0
+        }
         return CandidateColumns(
             ids=ids,
             recent=places,
             numbers=self._numbers_at(rows, time_ms),
             covisit=covisit,
             catalog=self.records.columns(rows),
-            offsets=partial(self._offsets_of, self._parts[rows], self._partitions),
+            offsets=partial(self._offsets_of, ids, self._parts[rows] if parts is None else parts, leading, self._partitions),
         )
 
-    def _offsets_of(self, parts: npt.NDArray[np.object_], partitions: int, places: Sequence[int]) -> list[list[int]]:
-        return self._layout.offsets(parts[list(places)].tolist(), partitions)
-
-    def offsets(self, item: str) -> list[int]:
-        """By partition up to where its contribution to `item` was folded, -1 where there is none."""
-        at = self.records.find(item)
-        return [] if not 0 <= at < len(self._folded) else self._layout.offsets([self._parts[at]], self._partitions)[0]
+    def _offsets_of(
+        self,
+        ids: npt.NDArray[np.object_],
+        parts: npt.NDArray[np.object_],
+        leading: dict[str, bytes],
+        partitions: int,
+        places: Sequence[int],
+    ) -> dict[str, list[int]]:
+        names = [*leading, *(item.decode() for item in ids[list(places)])]
+        held = [*leading.values(), *parts[list(places)]]
+        return dict(zip(names, self._layout.offsets(held, partitions), strict=True))
 
     def neighbours(self, item: str, time_ms: int) -> list[tuple[str, float]]:
         """Items looked at together with `item` and their weights at `time_ms`, heaviest first; ties by id."""

@@ -99,8 +99,9 @@ class CandidateColumns(NamedTuple):
     covisit: npt.NDArray[np.float64]
     """[C] weight with which the shopper's latest items lead to this one."""
     catalog: CatalogColumns
-    offsets: Callable[[Sequence[int]], list[list[int]]]
-    """Of the candidates at these places, by partition: up to where its contribution was folded; -1 where there was none."""
+    offsets: Callable[[Sequence[int]], dict[str, list[int]]]
+    """Of the candidates at these places, and of the latest items that lead to them: by partition up to where its contribution was folded,
+    -1 where there was none."""
 
 
 class FeaturesAsServed(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +129,6 @@ class FeaturesAsServed(msgspec.Struct, frozen=True, kw_only=True):
     candidate_features: bytes
     """float32 [C, F]."""
     item_offsets: dict[str, list[int]] = {}
-    """By item (the candidates and the latest items that lead to them): as `CandidateColumns.offsets` gives them."""
+    """As `CandidateColumns.offsets` gives them."""
     catalog_ms: list[int] = []
     """[C] `time_ms` of the candidate's catalog record; -1 where there was none."""

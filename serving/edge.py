@@ -19,6 +19,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 from prometheus_client import Counter, Histogram
 
+from features.catalog import Rows
 from features.items import ItemTable
 from liveshelf.v1 import recommendation_pb2 as pb
 from serving import checks, status
@@ -213,14 +214,16 @@ class Recommendations:
             shelf.feature_version,
         )
         answer.degraded, answer.degraded_reason = bool(shelf.degraded), shelf.degraded
-        _add_items(answer, shelf.items, shelf.propensities, self._items())
+        _add_items(answer, shelf.items, shelf.propensities, self._items(), shelf.rows)
         return answer
 
 
-def _add_items(answer: Any, items: Sequence[Scored], propensities: Sequence[float], table: ItemTable) -> None:
+def _add_items(
+    answer: Any, items: Sequence[Scored], propensities: Sequence[float], table: ItemTable, rows: Rows | None = None
+) -> None:
     """In place: a message given to another's constructor is copied, and a Rank may answer 2,000."""
     add, records = answer.items.add, table.records
-    labels = records.labels(records.rows([scored.item for scored in items]))
+    labels = records.labels(records.rows([scored.item for scored in items]) if rows is None else rows)
     for position, (scored, propensity, title, category, brand, price) in enumerate(zip(items, propensities, *labels, strict=True)):
         add(
             item_id=scored.item,

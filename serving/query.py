@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from features.catalog import Rows
 from features.rows import CatalogItem
 
 
@@ -72,6 +73,8 @@ class Shelf:
     features_offset: int = -1
     feature_version: str = ""
     propensities: list[float] = field(default_factory=list)
+    rows: Rows | None = None
+    """[items] their rows in the catalog; None where nobody looked."""
     timings_ms: dict[str, float] = field(default_factory=dict)
     """Stage → milliseconds, in the order of the stages."""
 

@@ -23,7 +23,6 @@ from prometheus_client import Counter, Histogram
 from features.catalog import Catalog, Rows
 from features.encoder import Inputs, look_at
 from features.events import EVENT_INDEX
-from features.items import COVISIT_RECENT
 from features.rows import CandidateColumns, ShopperRow
 from features.store import FeatureRows
 from liveshelf.errors import LiveshelfError, NotFoundError
@@ -119,7 +118,6 @@ class Made(NamedTuple):
     columns: CandidateColumns
     places: list[int]
     """Of the shelf's items among the candidates."""
-    led_by: dict[str, list[int]]
 
 
 @dataclass
@@ -246,14 +244,13 @@ class ShelfMaker:
         with clock.stage("encode"):
             columns = side.items.columns_at(found.rows, shopper, time_ms, query.candidates)
             inputs = visit.encoded | side.encoder.candidates(shopper, columns, time_ms)
-            led_by = {item: side.items.offsets(item) for item in shopper.recent_items[:COVISIT_RECENT]}
         with clock.stage("score"):
             scored = await self._score(query, found, inputs, side, model, time_ms, clock)
         with clock.stage("select"):
             shelf, places = self._select(query, found, scored, side, rules)
         shelf.degraded = late or scored.unscored or missing or self._items_state()
         shelf.features_offset = shopper.offset
-        return Made(shelf, side, shopper, inputs, columns, places, led_by)
+        return Made(shelf, side, shopper, inputs, columns, places)
 
     async def _hydrate(self, query: Query, time_ms: int, side: Side, clock: Clock) -> tuple[ShopperRow, str]:
         """The shopper's row with the page's items as just looked at; an empty row and the reason when the store does not answer."""
@@ -390,6 +387,7 @@ class ShelfMaker:
             model_version=scored.version,
             propensities=propensities,
             feature_version=side.features.version,
+            rows=found.rows[places],
         )
         return shelf, places
 
@@ -423,15 +421,17 @@ class ShelfMaker:
             feature_version=side.features.version,
         )
         inputs = encoded | side.encoder.candidates(shopper, columns, time_ms)
-        led_by = {item: side.items.offsets(item) for item in shopper.recent_items[:COVISIT_RECENT]}
-        return Made(shelf, side, shopper, inputs, columns, list(range(len(items))), led_by)
+        return Made(shelf, side, shopper, inputs, columns, list(range(len(items))))
 
     def _after(self, query: Query, time_ms: int, made: Made) -> None:
         """What the answer did not have to wait for: metrics, the line of a degraded answer, the impression."""
         shelf = made.shelf
         _shelves(shelf.degraded).inc()
+        shown: dict[str, int] = {}
         for scored in shelf.items:
-            _shown(scored.source).inc()
+            shown[scored.source] = shown.get(scored.source, 0) + 1
+        for source, count in shown.items():
+            _shown(source).inc(count)
         if shelf.degraded:
             log.warning(
                 "degraded shelf",
@@ -458,7 +458,7 @@ class ShelfMaker:
                 scores=[s.score for s in shelf.items],
                 sources=[s.source for s in shelf.items],
                 propensities=shelf.propensities,
-                features=made.side.encoder.served(made.shopper, made.inputs, made.columns, time_ms, made.places, made.led_by),
+                features=made.side.encoder.served(made.shopper, made.inputs, made.columns, time_ms, made.places),
             )
         )
 

@@ -22,7 +22,7 @@ from features.encoder import Encoder, look_at
 from features.events import Event, EventItem
 from features.feature_set import ViewSpec, load_feature_set
 from features.fold import Fold
-from features.items import COVISIT_RECENT, ItemTable
+from features.items import ItemTable
 from features.registry import FeatureRegistry, repo_config
 from features.rows import CatalogItem, ItemRow, ShopperRow
 from features.store import FeatureRows
@@ -234,8 +234,7 @@ def test_impressions_recompute_as_served(settings: Settings, liveshelf: Callable
         items = [f"i{(n + m) % 30}" for m in range(6)] + ["unknown"]
         columns = table.columns(items, row, time_ms)
         inputs = encoder.shopper(row, time_ms) | encoder.candidates(row, columns, time_ms)
-        led_by = {item: table.offsets(item) for item in row.recent_items[:COVISIT_RECENT]}
-        served = encoder.served(row, inputs, columns, time_ms, range(len(items)), led_by)
+        served = encoder.served(row, inputs, columns, time_ms, range(len(items)))
         if n == 10:
             served = msgspec.structs.replace(served, shopper_features=b"\0" * len(served.shopper_features))
         if n == 11:

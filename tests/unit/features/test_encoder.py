@@ -179,7 +179,7 @@ def test_what_was_served_decodes_bit_for_bit_to_what_the_model_read(
     row = FEATURES.shopper("new") if new else shopper_row()
     inputs, columns = encoded(names, row, T0 + after_ms)
     shelf = random.sample(range(len(names)), random.randint(1, len(names)))
-    served = ENCODER.served(row, inputs, columns, T0 + after_ms, shelf, {"b": [7]})
+    served = ENCODER.served(row, inputs, columns, T0 + after_ms, shelf)
     logged = msgspec.json.decode(msgspec.json.encode(served), type=FeaturesAsServed)
     decoded = ENCODER.decode(logged)
     expected = inputs | {name: inputs[name][shelf] for name in ("candidates", "candidate_features")}
@@ -191,7 +191,7 @@ def test_what_was_served_decodes_bit_for_bit_to_what_the_model_read(
         if array.dtype != object:
             assert decoded[name].tobytes() == array.tobytes()
     assert (logged.version, logged.partition, logged.offset) == (FEATURES.version, row.partition, row.offset)
-    assert logged.item_offsets["b"] == [7]
+    assert logged.item_offsets == {i: [7] if i in ("a", "b") else [-1] for i in (*row.recent_items, *logged.candidates)}
     assert logged.catalog_ms == [{"a": T0 - 1, "b": T0 - 2}.get(item, -1) for item in logged.candidates]
 
 

@@ -124,8 +124,8 @@ def test_an_older_row_does_not_replace_a_newer_one() -> None:
     assert items.popular(T0, 1) == [("a", pytest.approx(9.0))]
     assert items.neighbours("a", T0) == [], "the newer row names none"
     assert items.apply(item_row("a", partition=2, offset=0, view_item=1.0)), "each partition has offsets of its own"
-    assert items.offsets("a") == [6, -1, 0]
-    assert items.columns(["a", "nobody"], looking_at(), T0).offsets([0, 1]) == [[6, -1, 0], [-1, -1, -1]]
+    columns = items.columns(["a", "nobody"], looking_at("a", "nor this"), T0)
+    assert columns.offsets([1]) == {"a": [6, -1, 0], "nobody": [-1, -1, -1]}, "of what leads to it too"
 
 
 def test_partitions_whose_bases_differ_are_valued_each_by_its_own() -> None:
