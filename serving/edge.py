@@ -26,8 +26,8 @@ from serving import checks, status
 from serving.admission import Admission
 from serving.query import Scored, Shelf, Shelves
 from serving.status import ApiError
-from serving.tracing import Tracing
 from streams.pseudonym import Pseudonyms
+from streams.tracing import Tracing
 
 log = structlog.get_logger()
 

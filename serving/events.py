@@ -15,12 +15,12 @@ from liveshelf.errors import UnavailableError
 from liveshelf.settings import Settings
 from liveshelf.v1 import recommendation_pb2 as pb
 from serving import status
-from serving.tracing import Tracing
 from streams.intake import Intake, TooManyError, read_events
 from streams.producer import Delivery, InflightLimitError, Message, Producer
 from streams.pseudonym import Pseudonyms
 from streams.records import encode
 from streams.topics import CLICKSTREAM, CLICKSTREAM_REJECTED
+from streams.tracing import Tracing
 from streams.wire import Refusal
 
 log = structlog.get_logger()
@@ -71,11 +71,12 @@ class EventRecorder:
             EVENTS.labels("rejected", refusal.reason).inc()
         if not taken.accepted:
             raise status.invalid([_violation(refusal) for refusal in taken.refusals])
-        delivered = await self._deliver([Message(CLICKSTREAM, event.shopper, encode(event)) for event in taken.accepted])
+        headers = self._tracing.headers() if self._tracing else ()
+        delivered = await self._deliver(
+            [Message(CLICKSTREAM, event.shopper, encode(event), headers=headers) for event in taken.accepted]
+        )
         if self._tracing is not None:
-            self._tracing.note(
-                event_ids=[event.event_id for event in taken.accepted], offsets=[f"{d.partition}:{d.offset}" for d in delivered]
-            )
+            self._tracing.recorded([event.event_id for event in taken.accepted], delivered)
         EVENTS.labels("accepted", "").inc(len(taken.accepted))
         return pb.RecordEventsResponse(accepted=len(taken.accepted), refusals=[_refusal(refusal) for refusal in taken.refusals])
 

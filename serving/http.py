@@ -24,7 +24,7 @@ from serving import openapi, status
 from serving.edge import NO_TRACE, Method
 from serving.rpc import REQUEST_BYTES_MAX, tls_on
 from serving.status import HTTP_CODES, ApiError
-from serving.tracing import CARRIED
+from streams.tracing import CARRIED
 
 CONTENT_TYPES = ("", "application/octet-stream", "application/json", "text/plain")
 """None at all reads as octet-stream; text/plain is what a browser may post to another origin without asking first."""

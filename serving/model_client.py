@@ -9,7 +9,7 @@ from liveshelf.errors import NotFoundError, UnavailableError
 from liveshelf.settings import Settings
 from serving import tfserving_pb2 as pb
 from serving.tensors import Array, decode_tensor, encode_tensor
-from serving.tracing import Tracing
+from streams.tracing import Tracing
 
 AVAILABLE = 30  # tensorflow.serving.ModelVersionStatus.State
 MESSAGE_BYTES_MAX = 64 * 2**20  # as the server

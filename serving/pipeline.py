@@ -19,9 +19,9 @@ from serving.live_model import ModelFollower
 from serving.query import Query, Shelf
 from serving.rules import REFUSED, RulesFollower
 from serving.shelf import Policy, ShelfMaker
-from serving.tracing import Tracing
 from streams.pseudonym import Pseudonyms
 from streams.records import Impression
+from streams.tracing import Tracing
 
 log = structlog.get_logger()
 

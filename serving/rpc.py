@@ -14,7 +14,7 @@ from liveshelf.errors import ConflictError, SettingsError
 from liveshelf.settings import Settings
 from serving.edge import NO_TRACE, SERVICES, Method
 from serving.status import ApiError
-from serving.tracing import CARRIED
+from streams.tracing import CARRIED
 
 REQUEST_BYTES_MAX = 4 * 2**20  # 2,000 candidates with ids of 128 four-byte characters are 1 MB
 ANSWER_BYTES_MAX = 16 * 2**20  # 10,000 ranked items of a batch, with long titles

@@ -27,13 +27,13 @@ from serving.live_model import ModelFollower
 from serving.model_client import ModelClient
 from serving.pipeline import open_pipeline
 from serving.rpc import Health, make_server
-from serving.tracing import Tracing, open_tracing
 from streams.health import serve_health
 from streams.logs import configure_logs
 from streams.producer import EventProducer
 from streams.pseudonym import Pseudonyms
 from streams.records import Impression, encode
 from streams.topics import IMPRESSIONS
+from streams.tracing import Tracing, open_tracing
 
 log = structlog.get_logger()
 
@@ -175,7 +175,7 @@ def settle_interpreter() -> None:
 def main() -> int:
     configure_logs()
     try:
-        uvloop.run(serve(load_settings(), open_tracing(os.environ)))
+        uvloop.run(serve(load_settings(), open_tracing(os.environ, "liveshelf-scoring")))
     except LiveshelfError as error:
         log.error("failed", error=str(error))
         return error.exit_code

@@ -35,8 +35,8 @@ from serving.live_model import OBJECTIVE_WEIGHTS, LiveModel, ModelFollower
 from serving.model_client import ModelNotFoundError
 from serving.query import ANYTHING, Filters, Query, Scored, Shelf
 from serving.rules import NO_RULES, Rules
-from serving.tracing import Tracing
 from streams.records import Impression
+from streams.tracing import Tracing
 
 __all__ = ["Policy", "ShelfMaker", "Side"]
 

@@ -8,8 +8,9 @@ assignment, when the store lost its last writes, and when a feature version is n
 
 import asyncio
 import contextlib
+import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,7 @@ from streams.partition_log import PartitionLog
 from streams.producer import EventProducer, Message
 from streams.records import Rejected, decode, encode
 from streams.topics import CATALOG, CLICKSTREAM, CLICKSTREAM_REJECTED, ITEM_UPDATES, ensure_topics, item_update_key
+from streams.tracing import Tracing, open_tracing
 
 log = structlog.get_logger()
 
@@ -229,7 +231,7 @@ class Progress:
         return bool(self.assigned) and not stalled, detail
 
 
-def create(settings: Settings) -> faust.App:
+def create(settings: Settings, tracing: Tracing | None = None) -> faust.App:
     """The app with its agents. Opens the store and registers the feature definitions when it starts."""
     app = create_app(GROUP, settings, CLICKSTREAM, CATALOG)
     clickstream = app.topic(CLICKSTREAM, value_type=bytes, key_type=bytes)
@@ -293,8 +295,10 @@ def create(settings: Settings) -> faust.App:
                 drained.set()
                 if not batch:
                     continue
-                progress.waiting_since = time.monotonic()
+                progress.waiting_since, began_ns = time.monotonic(), time.time_ns()
                 await _fold_or_reject(batch, writer, rejected, app)
+                if tracing is not None:
+                    _trace(batch, tracing, began_ns)
                 for event in batch:
                     event.ack()
                     progress.applied[event.message.partition] = event.message.offset
@@ -313,6 +317,15 @@ def create(settings: Settings) -> faust.App:
             event.ack()
 
     return app
+
+
+def _trace(batch: Sequence[faust.EventT], tracing: Tracing, began_ns: int) -> None:
+    for event in batch:
+        message = event.message
+        headers = message.headers or ()
+        tracing.consumed(
+            "fold", list(headers.items() if isinstance(headers, Mapping) else headers), began_ns, message.partition, message.offset
+        )
 
 
 def _observe(batch: Sequence[faust.EventT], progress: Progress) -> None:
@@ -392,7 +405,8 @@ def main() -> None:
     settings = load_settings()
     ensure_topics(settings)  # a changed number of partitions would move shoppers: better not to start at all
     FeatureRows(settings, STORE_TIMEOUT_S).register_first()
-    run_worker(lambda: create(settings))
+    tracing = open_tracing(os.environ, "liveshelf-agents")  # what is left when the process ends, the SDK exports
+    run_worker(lambda: create(settings, tracing))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ An event with neither id nor time cannot be recognised.
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -33,10 +34,11 @@ from liveshelf.errors import ConflictError, LiveshelfError, UnavailableError
 from liveshelf.settings import Settings, load_settings
 from streams import intake, openapi
 from streams.logs import configure_logs
-from streams.producer import EventProducer, InflightLimitError, Message, Producer
+from streams.producer import Delivery, EventProducer, InflightLimitError, Message, Producer
 from streams.pseudonym import Pseudonyms
 from streams.records import CatalogItem, Event, encode
 from streams.topics import CATALOG, CLICKSTREAM, CLICKSTREAM_REJECTED
+from streams.tracing import CARRIED, Tracing, open_tracing
 from streams.wire import Answer, Failure
 
 log = structlog.get_logger("collector")
@@ -78,8 +80,8 @@ class Metrics:
 class Collector:
     """The handlers, and what they share."""
 
-    def __init__(self, settings: Settings, producer: Producer, pseudonyms: Pseudonyms) -> None:
-        self.settings, self.producer, self.pseudonyms = settings, producer, pseudonyms
+    def __init__(self, settings: Settings, producer: Producer, pseudonyms: Pseudonyms, tracing: Tracing | None = None) -> None:
+        self.settings, self.producer, self.pseudonyms, self.tracing = settings, producer, pseudonyms, tracing
         self.metrics = Metrics(producer)
         self.topics_made = False
         self.kafka_seen_s = float("-inf")
@@ -104,7 +106,8 @@ class Collector:
     ) -> Response:
         started = time.perf_counter()
         try:
-            response = await self._accept(request, kind, read, message)
+            with self._traced(request):
+                response = await self._accept(request, kind, read, message)
         except HTTPException as error:
             response = failure(error)
         self.metrics.latency.labels(request.url.path, response.status_code).observe(time.perf_counter() - started)
@@ -127,7 +130,11 @@ class Collector:
             taken = read(body, time.time_ns() // 1_000_000, self.settings, self.pseudonyms)
         except intake.TooManyError as error:
             raise HTTPException(413, f"{error.count} records, expected at most {self.settings.events_per_request_max}") from None
-        await self._deliver([message(record) for record in taken.accepted], [_rejected_message(r) for r in taken.rejected])
+        delivered = await self._deliver(
+            [message(record) for record in taken.accepted], [_rejected_message(r) for r in taken.rejected]
+        )
+        if self.tracing is not None:
+            self.tracing.recorded([getattr(record, "event_id", "") for record in taken.accepted], delivered)
         self.metrics.records.labels(kind, "accepted", "").inc(len(taken.accepted))
         for refusal in taken.refusals:
             self.metrics.records.labels(kind, "rejected", refusal.reason).inc()
@@ -153,7 +160,13 @@ class Collector:
             raise HTTPException(400, "the client went away before its body had arrived") from None
         return bytes(body)
 
-    async def _deliver(self, accepted: list[Message], rejected: list[Message]) -> None:
+    def _traced(self, request: Request) -> contextlib.AbstractContextManager[None]:
+        if self.tracing is None:
+            return contextlib.nullcontext()
+        carrier = {key: value for key in CARRIED if (value := request.headers.get(key))}
+        return self.tracing.request(request.method, request.url.path, carrier)
+
+    async def _deliver(self, accepted: list[Message], rejected: list[Message]) -> list[Delivery]:
         """Return when Kafka has acknowledged every accepted record. Refused ones go along; losing one is counted, not answered."""
         try:
             outcomes = await self.producer.send_all([*accepted, *rejected])
@@ -164,9 +177,10 @@ class Collector:
         if failed:
             log.warning("not_acknowledged", records=len(failed), of=len(accepted), error=str(failed[0]))
             raise _later(503, f"{failed[0]} Send the same body again: records that carry an id or a time count once")
+        return [outcome for outcome in outcomes[: len(accepted)] if isinstance(outcome, Delivery)]
 
     def _event_message(self, event: Event) -> Message:
-        return Message(CLICKSTREAM, event.shopper, encode(event))
+        return Message(CLICKSTREAM, event.shopper, encode(event), headers=self.tracing.headers() if self.tracing else ())
 
     def _catalog_message(self, item: CatalogItem) -> Message:
         return Message(CATALOG, item.item_id, encode(item))
@@ -240,16 +254,16 @@ class Collector:
         self.on_failure()
 
 
-def create_app(settings: Settings, producer: Producer, pseudonyms: Pseudonyms) -> Starlette:
+def create_app(settings: Settings, producer: Producer, pseudonyms: Pseudonyms, tracing: Tracing | None = None) -> Starlette:
     """The ASGI application. It enters and closes `producer`. `app.state.collector` is its `Collector`."""
-    collector = Collector(settings, producer, pseudonyms)
+    collector = Collector(settings, producer, pseudonyms, tracing)
     # Any origin, with credentials: a browser's sendBeacon always sends them. The collector reads no cookies and answers no secrets.
     cors = Middleware(
         CORSMiddleware,
         allow_origin_regex=".*",
         allow_credentials=True,
         allow_methods=["POST", "GET"],
-        allow_headers=["content-type"],
+        allow_headers=["content-type", *CARRIED],
         max_age=86_400,
     )
     app = Starlette(
@@ -285,9 +299,10 @@ def serve(settings: Settings) -> None:
         ConflictError: the port is taken, the data directory is not writable, or a topic has another partition count.
         CorruptError: the pseudonym key.
         UnavailableError: the producer cannot go on.
+        SettingsError: an exporter of traces that is not had here.
     """
-    pseudonyms = Pseudonyms.open(settings)
-    app = create_app(settings, EventProducer(settings, settings.events_inflight_max), pseudonyms)
+    tracing, pseudonyms = open_tracing(os.environ, "liveshelf-collector"), Pseudonyms.open(settings)
+    app = create_app(settings, EventProducer(settings, settings.events_inflight_max), pseudonyms, tracing)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -312,6 +327,8 @@ def serve(settings: Settings) -> None:
     app.state.collector.on_failure = lambda: setattr(server, "should_exit", True)
     log.info("listening", address=f"{settings.host}:{settings.collector_port}")
     server.run(sockets=[listener])
+    if tracing is not None:
+        tracing.close()
     if app.state.collector.failure is not None:
         raise app.state.collector.failure
 

@@ -35,6 +35,8 @@ RECONNECT_MS_MAX = 1_000  # librdkafka's 10 s would be the longest part of the o
 
 BY_KEY = -1  # librdkafka's PARTITION_UA
 
+Headers = Sequence[tuple[str, bytes]]
+
 
 class InflightLimitError(UnavailableError):
     """More records await acknowledgement than allowed; try again when some have been."""
@@ -54,6 +56,7 @@ class Message(NamedTuple):
     key: str | None
     value: bytes
     partition: int = BY_KEY
+    headers: Headers = ()
 
 
 class Producer(Protocol):
@@ -222,7 +225,14 @@ class EventProducer:
         with self._lock:
             self._inflight += 1
         try:
-            self._producer.produce(message.topic, message.value, message.key, message.partition, on_delivery=on_delivery)
+            self._producer.produce(
+                message.topic,
+                message.value,
+                message.key,
+                message.partition,
+                on_delivery=on_delivery,
+                headers=list(message.headers) or None,
+            )
         except BufferError:
             on_delivery(KafkaError(KafkaError._QUEUE_FULL), None)
         except KafkaException as error:

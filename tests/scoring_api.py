@@ -21,9 +21,9 @@ from serving.events import EventRecorder
 from serving.http import serve_http
 from serving.query import Query, Scored, Shelf
 from serving.rpc import Health, make_server
-from serving.tracing import Tracing
 from streams.producer import MemoryProducer
 from streams.pseudonym import Pseudonyms
+from streams.tracing import Tracing
 from tests.conftest import local_settings
 
 FEATURES = FeatureSet(read_declarations(None))

@@ -1,4 +1,8 @@
-"""OpenTelemetry traces of scoring: one span a call, its stages below it, and the calls of the model server below those.
+"""OpenTelemetry traces, from a browser's event to the shelf that it changed.
+
+Scoring: one span a call, its stages below it, and the calls of the model server below those. Collector: one span a request, which names its
+events and where they stand in the log; their records carry the trace on (a Kafka header), and what the agents make of them is a span
+below. A shelf's span names the offset that its features were folded up to.
 
 On only where an exporter is configured with the standard variables (OTEL_TRACES_EXPORTER, OTEL_EXPORTER_OTLP_ENDPOINT, …; see
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/). Everywhere else there is no `Tracing`, and its callers
@@ -10,10 +14,11 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from liveshelf.errors import SettingsError
+from streams.producer import Delivery, Headers
 
-SERVICE_NAME = "liveshelf-scoring"  # unless OTEL_SERVICE_NAME says otherwise
 CARRIED = ("traceparent", "tracestate", "baggage")
 """Metadata keys and headers that a trace arrives in."""
+EVENTS_NAMED_MAX = 100  # of one request, in its span
 EXPORTERS = ("otlp", "console")
 SPAN_OF_STAGE = {"hydrate": "read features", "candidates": "retrieve", "score": "rank", "select": "shelf"}
 
@@ -27,18 +32,56 @@ class Tracing:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._provider, self._trace, self._baggage = provider, trace, baggage
-        self._tracer = provider.get_tracer("liveshelf.serving")
+        self._tracer = provider.get_tracer("liveshelf")
         self._propagator, self._of_baggage = TraceContextTextMapPropagator(), W3CBaggagePropagator()
 
     @contextmanager
     def call(self, service: str, method: str, carrier: Mapping[str, str]) -> Iterator[None]:
         """One call of the API, in the trace that `carrier` (CARRIED keys → values) names. An error that leaves it is the span's too."""
+        with self._answering(method, carrier, {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}):
+            yield
+
+    @contextmanager
+    def request(self, method: str, path: str, carrier: Mapping[str, str]) -> Iterator[None]:
+        """Likewise one HTTP request."""
+        with self._answering(f"{method} {path}", carrier, {"http.request.method": method, "url.path": path}):
+            yield
+
+    @contextmanager
+    def _answering(self, name: str, carrier: Mapping[str, str], attributes: dict[str, str]) -> Iterator[None]:
         context = self._of_baggage.extract(carrier, self._propagator.extract(carrier))
-        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
         if event := self._baggage.get_baggage("event_id", context):
             attributes["liveshelf.event_id"] = str(event)
-        with self._tracer.start_as_current_span(method, context, self._trace.SpanKind.SERVER, attributes):
+        with self._tracer.start_as_current_span(name, context, self._trace.SpanKind.SERVER, attributes):
             yield
+
+    def recorded(self, event_ids: Sequence[str], offsets: Sequence[Delivery]) -> None:
+        """Name events and where they stand in the log, in the span under way."""
+        self.note(
+            event_ids=event_ids[:EVENTS_NAMED_MAX], offsets=[f"{at.partition}:{at.offset}" for at in offsets[:EVENTS_NAMED_MAX]]
+        )
+
+    def headers(self) -> Headers:
+        """What carries the trace of the span under way on with a Kafka record; nothing where it is not sampled."""
+        if not self._trace.get_current_span().get_span_context().trace_flags.sampled:
+            return ()
+        carrier: dict[str, str] = {}
+        self._propagator.inject(carrier)
+        return tuple((key, value.encode()) for key, value in carrier.items())
+
+    def consumed(self, name: str, headers: Headers, began_ns: int, partition: int, offset: int) -> None:
+        """A record was dealt with, from `began_ns` (since 1970) until now: a span below the one that its `headers` name, if they do."""
+        carrier = {key: value.decode(errors="replace") for key, value in headers if key in CARRIED}
+        if "traceparent" not in carrier:
+            return
+        span = self._tracer.start_span(
+            name,
+            self._propagator.extract(carrier),
+            self._trace.SpanKind.CONSUMER,
+            {"messaging.system": "kafka", "liveshelf.offsets": [f"{partition}:{offset}"]},
+            start_time=began_ns,
+        )
+        span.end()
 
     def stage(self, name: str) -> AbstractContextManager[Any]:
         """One stage of the call that is under way."""
@@ -87,8 +130,9 @@ def wanted(environ: Mapping[str, str]) -> str:
     return exporter
 
 
-def open_tracing(environ: Mapping[str, str]) -> Tracing | None:
-    """Tracing as `environ` configures it; None where it does not. OpenTelemetry's SDK reads sampling, batching and endpoint there itself.
+def open_tracing(environ: Mapping[str, str], service: str) -> Tracing | None:
+    """Tracing as `environ` configures it, of `service` unless OTEL_SERVICE_NAME says otherwise; None where it does not. OpenTelemetry's SDK
+    reads sampling, batching and endpoint there itself.
 
     Raises:
         SettingsError: an exporter that is not had here, or the extra `tracing` is not installed.
@@ -104,7 +148,7 @@ def open_tracing(environ: Mapping[str, str]) -> Tracing | None:
     except ImportError as error:
         raise SettingsError(f"traces are asked for (OTEL_…), which needs: pip install 'liveshelf[tracing]' ({error})") from error
     named = "OTEL_SERVICE_NAME" in environ or "service.name=" in environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
-    provider = TracerProvider(resource=Resource.create({} if named else {"service.name": SERVICE_NAME}))
+    provider = TracerProvider(resource=Resource.create({} if named else {"service.name": service}))
     provider.add_span_processor(BatchSpanProcessor(make()))
     return Tracing(provider)
 

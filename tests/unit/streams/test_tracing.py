@@ -22,7 +22,7 @@ from serving import tfserving_pb2 as tfs
 from serving.live_model import OBJECTIVES, LiveModel
 from serving.model_client import ModelClient
 from serving.tensors import encode_tensor
-from serving.tracing import Tracing, open_tracing, wanted
+from streams.tracing import Tracing, open_tracing, wanted
 from tests.scoring_api import Api, raw_call, scoring_api
 from tests.small_shop import FEATURES, Shop, shopper_row, table
 
@@ -188,7 +188,7 @@ def test_what_is_not_had_here_is_refused_at_the_start(environ: dict[str, str], s
 
 
 def test_it_opens_where_an_exporter_is_configured_and_nowhere_else() -> None:
-    assert open_tracing({}) is None
-    tracing = open_tracing({"OTEL_TRACES_EXPORTER": "console"})
+    assert open_tracing({}, "liveshelf-scoring") is None
+    tracing = open_tracing({"OTEL_TRACES_EXPORTER": "console"}, "liveshelf-scoring")
     assert tracing is not None
     tracing.close()
