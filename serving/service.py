@@ -39,6 +39,9 @@ log = structlog.get_logger()
 
 RECOMMENDATION_SERVICE, EVENT_SERVICE = SERVICES
 IMPRESSIONS_INFLIGHT_MAX = 10_000  # waiting for Kafka; beyond it they are dropped and counted
+IMPRESSIONS_LINGER_MS = (
+    20  # nobody waits for them; sent one by one, each cost the broker more than Valkey, or a candidate source, costs
+)
 EVENT_CALLS_MAX = 256  # RecordEvents under way: they wait for Kafka, and cost little while they do
 STOP_GRACE_S = 2.0
 GARBAGE_EVERY = (
@@ -80,7 +83,9 @@ async def serve(settings: Settings, tracing: Tracing | None = None) -> None:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(rows.close)
         memory = await stack.enter_async_context(ItemMemory(settings, rows.feature_set))
-        impressions = await stack.enter_async_context(EventProducer(settings, IMPRESSIONS_INFLIGHT_MAX))
+        impressions = await stack.enter_async_context(
+            EventProducer(settings, IMPRESSIONS_INFLIGHT_MAX, linger_ms=IMPRESSIONS_LINGER_MS)
+        )
         # A producer of their own: impressions that wait for Kafka must not keep events out, nor the other way round.
         events = EventRecorder(
             await stack.enter_async_context(EventProducer(settings, settings.events_inflight_max)), settings, pseudonyms, tracing

@@ -138,7 +138,14 @@ class EventProducer:
     costs as many wakeups as its acknowledgements come in, one or two.
     """
 
-    def __init__(self, settings: Settings, inflight_max: int, delivery_timeout_s: float = DELIVERY_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        inflight_max: int,
+        delivery_timeout_s: float = DELIVERY_TIMEOUT_S,
+        linger_ms: int = LINGER_MS,
+    ) -> None:
+        """`linger_ms`: how long a record waits for others to share its way to Kafka."""
         self.inflight_max = inflight_max
         self.dropped = 0
         self._settings = settings
@@ -147,7 +154,7 @@ class EventProducer:
             "acks": "all",
             "enable.idempotence": True,
             "partitioner": PARTITIONER,
-            "linger.ms": LINGER_MS,
+            "linger.ms": linger_ms,
             "delivery.timeout.ms": int(delivery_timeout_s * 1000),
             "queue.buffering.max.kbytes": QUEUE_KBYTES_MAX,
             "reconnect.backoff.max.ms": RECONNECT_MS_MAX,

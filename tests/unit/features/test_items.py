@@ -137,6 +137,22 @@ def test_partitions_whose_bases_differ_are_valued_each_by_its_own() -> None:
     assert items.popular(edge, 1) == [("a", pytest.approx(3.0))]
 
 
+def test_neighbours_of_partitions_whose_bases_differ_add_up_and_are_replaced_one_by_one() -> None:
+    span = 64 * HALF_LIFE_MS
+    edge = (T0 // span + 1) * span
+    before, after = edge - HALF_LIFE_MS, edge + HALF_LIFE_MS
+    items = table(
+        [
+            item_row("a", 2, time_ms=before, neighbours={"z": 4.0, "x": 8.0}),
+            item_row("a", 0, time_ms=edge, neighbours={"z": 1.0, "y": 2.0}),  # moves the base
+            item_row("a", 1, time_ms=before, neighbours={"y": 6.0}),  # as from the base before
+        ]
+    )
+    assert dict(items.neighbours("a", edge)) == {"z": 3.0, "x": 4.0, "y": 5.0}
+    items.apply(item_row("a", 2, offset=1, time_ms=after, neighbours={"w": 1.0}))
+    assert dict(items.neighbours("a", after)) == {"z": 0.5, "w": 1.0, "y": 2.5}
+
+
 def test_co_visits_come_from_the_latest_items_and_fade_with_rank() -> None:
     rows = [item_row(f"i{n}", neighbours={"z": 6.0}) for n in range(COVISIT_RECENT + 1)]
     recent = [f"i{n}" for n in range(COVISIT_RECENT + 1)]
