@@ -57,10 +57,11 @@ class Joined:
 
     def _ended(self) -> None:
         self._under_way -= 1
-        some, self._waiting = self._waiting[:TOGETHER_MAX], self._waiting[TOGETHER_MAX:]
-        if wanted := [question for question in some if not question.answer.done()]:  # nobody waits for the others any more
+        waiting = [question for question in self._waiting if not question.answer.done()]  # nobody waits for the others any more
+        together, self._waiting = waiting[:TOGETHER_MAX], waiting[TOGETHER_MAX:]
+        if together:
             self._under_way += 1
-            task = asyncio.ensure_future(self._asked(wanted))
+            task = asyncio.ensure_future(self._asked(together))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

@@ -114,6 +114,18 @@ async def test_those_who_gave_up_are_not_asked_for_and_hold_nobody_up() -> None:
 
 
 @in_loop
+async def test_a_whole_batch_that_gave_up_does_not_strand_the_next() -> None:
+    server = Server()
+    tasks = asked(Joined(server.call), UNDER_WAY_MAX + TOGETHER_MAX + 1)
+    await turns()
+    for task in tasks[UNDER_WAY_MAX:-1]:
+        task.cancel()
+    await turns()
+    server.go_on.set()
+    assert (await asyncio.wait_for(tasks[-1], 5.0))["named"] == len(tasks)
+
+
+@in_loop
 async def test_a_batch_may_take_as_long_as_the_most_patient_waits() -> None:
     server = Server()
     joined = Joined(server.call)
