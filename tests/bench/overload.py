@@ -1,9 +1,10 @@
 """Overload of one scorer: what it answers in time at three times its capacity. `python -m tests.bench.overload [SECONDS]`
 
-A real scorer process on a real Kafka and Valkey, 5,000 items with neighbours, no model (so shelves are heuristic: the scorer's own work is
-what is measured). Capacity is what 16 callers get who ask again as soon as they are answered; then calls are made at a fixed rate of
-1, 2 and 3 times that, whether or not earlier ones were answered, with a deadline of 200 ms. Goodput counts answers in time that a
-pipeline made: no refusals, no fallback for want of time. Prints a table and, last, one JSON object.
+A real scorer process on a real Kafka and Valkey, 5,000 items with neighbours; with a model in a real model server, and before that without
+(`heuristic_…`: shelves are heuristic, so that the scorer's own work is what is measured). Capacity is what 16 callers get who ask again as
+soon as they are answered; then calls are made at a fixed rate of 1, 2 and 3 times that, whether or not earlier ones were answered, with a
+deadline of 200 ms. Goodput counts answers in time that the whole pipeline made: no refusals, and with a model none without its scores.
+Prints a table and, last, one JSON object.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ from liveshelf.v1.recommendation_pb2_grpc import RecommendationServiceStub
 from streams.records import encode
 from streams.topics import CATALOG, ITEM_UPDATES, item_update_key, kafka_config
 from tests.conftest import broker, local_settings, running, wait_for_port
+from tests.live_shop import export_model, item_id, role, serving_state, until
 
 ITEMS = 5_000
 DEADLINE_S = 0.2
@@ -43,21 +45,24 @@ def seed(settings: Settings) -> None:
     features, dice, now_ms = declared_set(settings), random.Random(7), int(time.time() * 1000)
     producer = Producer(kafka_config(settings))
     for n in range(ITEMS):
-        item = CatalogItem(item_id=f"i{n}", item_name=f"Item {n}", item_category=f"c{n % 20}", price=float(n % 90), time_ms=now_ms)
+        item = CatalogItem(
+            item_id=item_id(n), item_name=f"Item {n}", item_category=f"c{n % 20}", price=float(n % 90), time_ms=now_ms
+        )
         producer.produce(CATALOG, encode(item), item.item_id)
-        row = features.item(f"i{n}", 0)
+        row = features.item(item_id(n), 0)
         row.offset, row.time_ms = n, now_ms
         row.numbers = [dice.random() * 50 for _ in row.numbers]
-        row.neighbours = {f"i{dice.randrange(ITEMS)}": dice.random() for _ in range(30)}
+        row.neighbours = {item_id(dice.randrange(ITEMS)): dice.random() for _ in range(30)}
         producer.produce(ITEM_UPDATES, encode(row), item_update_key(features.version, row.item), partition=0)
         producer.poll(0)
     assert producer.flush(30) == 0
 
 
 class Load:
-    """Calls of Recommend, and what became of them."""
+    """Calls of Recommend, and what became of them. `modelled`: only what the model scored is good."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, modelled: bool) -> None:
+        self._modelled = modelled
         # A connection each for a few callers, as from several backends.
         self._channels = [grpc.aio.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),)) for _ in range(4)]
         self._stubs = [RecommendationServiceStub(channel) for channel in self._channels]
@@ -66,12 +71,13 @@ class Load:
         self.times_s: list[float] = []
 
     async def call(self) -> None:
-        page = [f"i{self._dice.randrange(ITEMS)}" for _ in range(3)]
+        page = [item_id(self._dice.randrange(ITEMS)) for _ in range(3)]
         request = pb.RecommendRequest(shopper=pb.Shopper(client_id=f"c{self._dice.randrange(1_000)}"), context_item_ids=page)
         started = time.perf_counter()
         try:
             answer = await self._dice.choice(self._stubs).Recommend(request, timeout=DEADLINE_S)
-            self.outcomes["fallback" if answer.degraded_reason == "deadline" else "good"] += 1
+            whole = answer.model_version > 0 if self._modelled else answer.degraded_reason != "deadline"
+            self.outcomes["good" if whole else "fallback"] += 1
             self.times_s.append(time.perf_counter() - started)
         except grpc.aio.AioRpcError as error:
             self.outcomes[error.code().name] += 1
@@ -120,8 +126,8 @@ class Load:
 KNOWN = ("good", "fallback", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
 
 
-async def measure(address: str, seconds: float) -> dict[str, float]:
-    load = Load(address)
+async def measure(address: str, seconds: float, modelled: bool) -> dict[str, float]:
+    load = Load(address, modelled)
     await load.closed(WARM_UP_S)
     capacity = await load.closed(seconds)
     print(f"capacity {capacity:.0f} answers/s ({CALLERS} callers)")
@@ -152,7 +158,12 @@ def main() -> None:
             ):
                 wait_for_port(settings.store_port, store, home / "store.log")
                 wait_for_port(settings.scoring_port, scorer, home / "s.log")
-                found = uvloop.run(measure(settings.scoring_address, seconds))
+                before = uvloop.run(measure(settings.scoring_address, seconds, modelled=False))
+                found = {f"heuristic_{name}": value for name, value in before.items()}
+                export_model(settings, ITEMS)
+                with role(settings, "serving.model_server", home / "m.log"):
+                    until(lambda: serving_state(settings).get("model") == 1, 120, "the model serves")
+                    found |= uvloop.run(measure(settings.scoring_address, seconds, modelled=True))
     print(json.dumps({name: round(value, 3) for name, value in found.items()}))
 
 
