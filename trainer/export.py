@@ -14,9 +14,9 @@ from tensorflow.python.framework import op_def_registry
 
 from features.feature_set import FeatureSet
 from liveshelf.errors import ConflictError
+from trainer.inverted_file import blocks
 from trainer.learner import Learner
 from trainer.model import unit
-from trainer.nearest import blocks
 from trainer.samples import TASKS
 from trainer.vocabulary import FIRST_ROW, OOV_ROWS
 

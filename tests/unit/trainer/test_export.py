@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.planted_shop import FEATURES, PlantedShop
-from trainer import directory, export, nearest
+from trainer import directory, export, inverted_file
 from trainer.examples import samples_of
 from trainer.gate import unservable
 from trainer.learner import Learner, be_deterministic
@@ -76,8 +76,8 @@ def test_so_it_does_through_blocks_when_all_are_looked_into(
     learner: Learner, shelves: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "EXACT_MAX", 0)
-    monkeypatch.setattr(nearest, "SIZE", 8)
-    monkeypatch.setattr(nearest, "CLUSTERED", 10)
+    monkeypatch.setattr(inverted_file, "SIZE", 8)
+    monkeypatch.setattr(inverted_file, "CLUSTERED", 10)
     export.write(learner, tmp_path / "1", 1, "shelf")
     assert tf.saved_model.load(str(tmp_path / "1")).rows.shape[0] > 3, "blocks"
     is_full_scan(learner, tmp_path / "1", shelves)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer.nearest import SIZE, Blocks, Vectors, blocks
+from trainer.inverted_file import SIZE, Blocks, Vectors, blocks
 
 N, DIM, TASTES = 6_000, 16, 60
 
