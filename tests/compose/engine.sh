@@ -21,12 +21,12 @@ start() {
   [ "$(uname -s)" = Linux ] || cannot "this is no Linux, and no engine answers at DOCKER_HOST"
   [ "$(id -u)" = 0 ] || cannot "none answers, and only root can start one"
   local missing=""
-  for tool in dockerd iptables mmdebstrap slirp4netns prometheus amtool prometheus-redis-exporter; do command -v $tool > /dev/null || missing=1; done
+  for tool in dockerd iptables mmdebstrap slirp4netns prometheus amtool prometheus-redis-exporter redis-cli openssl; do command -v $tool > /dev/null || missing=1; done
   if [ -n "$missing" ]; then
     command -v apt-get > /dev/null || cannot "there is no dockerd, and no apt-get to install one"
     { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
       docker.io iptables mmdebstrap slirp4netns iproute2 prometheus prometheus-alertmanager \
-      prometheus-redis-exporter; } > "$dir/apt.log" 2>&1 ||
+      prometheus-redis-exporter redis-tools openssl; } > "$dir/apt.log" 2>&1 ||
       cannot "apt-get did not install docker.io: $(tail -1 "$dir/apt.log")"
   fi
   compose "$dir"
