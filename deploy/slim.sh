@@ -7,12 +7,12 @@ python=$(python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
 lib=/usr/local/lib/$python
 packages=$lib/site-packages
 
-# What only builds, tests or checks: mypy comes with SQLAlchemy's extra that Feast asks for, Flight and S3 come with pyarrow, lists of its own
+# What only builds, tests or checks: mypy comes with SQLAlchemy's extra that Feast asks for, Flight comes with pyarrow, lists of its own
 # dependencies with Feast.
 cd "$packages"
 pip uninstall --quiet --yes setuptools wheel 2>/dev/null || true
 rm -rf mypy mypyc ./*__mypyc*.so pip pip-*.dist-info feast/ui pyarrow/include pyarrow/src pyarrow/tests \
-  pyarrow/libarrow_flight* pyarrow/_flight* pyarrow/libarrow_s3* pyarrow/_s3fs* pandas/tests numpy/_core/include tensorflow/include clang \
+  pyarrow/libarrow_flight* pyarrow/_flight* pandas/tests numpy/_core/include tensorflow/include clang \
   mypy-*.dist-info requirements
 find . -depth -type d \( -name tests -o -name test \) -path '*/numpy/*' -exec rm -rf {} +
 find . \( -name '*.pyi' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.pyx' -o -name '*.a' -o -name '*.c' -o -name '*.h' \) -type f -delete

