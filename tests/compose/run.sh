@@ -44,4 +44,4 @@ if [ -n "$state" ]; then
 fi
 echo "compose tests: images after $((SECONDS - began)) s"
 docker images --format '  {{.Repository}}:{{.Tag}} {{.Size}}' 'liveshelf/*'
-LIVESHELF_STACK=compose "${inside[@]}" .venv/bin/python -m pytest -q -s -p no:cacheprovider tests/compose "$@"
+LIVESHELF_STACK=compose "${inside[@]}" .venv/bin/python -m pytest -q -s --tb=short -p no:cacheprovider tests/compose "$@"

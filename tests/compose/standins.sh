@@ -53,7 +53,7 @@ print(resolve_jars(load_settings())[0].parent)')
   cp $here/valkey-server "$work/"
   chmod 755 "$work"/valkey-* "$work/redis-server"
   build "$(stock valkey/valkey)" valkey.Dockerfile
-  cp "$(command -v prometheus)" "$(command -v prometheus-redis-exporter)" "$(command -v prometheus-alertmanager)" $here/wget /usr/share/prometheus/alertmanager/default.tmpl "$work/"
+  cp "$(command -v prometheus)" "$(command -v prometheus-redis-exporter)" "$(command -v prometheus-alertmanager)" $here/wget /usr/share/prometheus/alertmanager/*.tmpl "$work/"
   chmod 755 "$work/wget"
   build "$(stock prom/prometheus)" prometheus.Dockerfile
   build "$(stock prom/alertmanager)" alertmanager.Dockerfile
