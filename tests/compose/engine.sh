@@ -21,15 +21,7 @@ start() {
   local namespace=liveshelf-$$
   [ "$(uname -s)" = Linux ] || cannot "this is no Linux, and no engine answers at DOCKER_HOST"
   [ "$(id -u)" = 0 ] || cannot "none answers, and only root can start one"
-  local missing=""
-  for tool in dockerd iptables mmdebstrap slirp4netns prometheus amtool prometheus-redis-exporter redis-cli openssl; do command -v $tool > /dev/null || missing=1; done
-  if [ -n "$missing" ]; then
-    command -v apt-get > /dev/null || cannot "there is no dockerd, and no apt-get to install one"
-    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
-      docker.io iptables mmdebstrap slirp4netns iproute2 prometheus prometheus-alertmanager \
-      prometheus-redis-exporter redis-tools openssl; } > "$dir/apt.log" 2>&1 ||
-      cannot "apt-get did not install docker.io: $(tail -1 "$dir/apt.log")"
-  fi
+  packages "$dir"
   compose "$dir"
   ip netns add "$namespace" || cannot "network namespaces are not allowed here"
   echo "$namespace" > "$dir/namespace"
@@ -52,6 +44,23 @@ start() {
   cannot "dockerd does not start: $last"
 }
 
+# What is not here yet, by apt. Its packages would start their servers, on every interface and with firewall rules: not while this runs.
+packages() {
+  local tool missing="" policy=/usr/sbin/policy-rc.d
+  for tool in dockerd iptables mmdebstrap slirp4netns ip prometheus amtool prometheus-redis-exporter redis-cli openssl; do
+    command -v $tool > /dev/null || missing=$tool
+  done
+  [ -n "$missing" ] || return 0
+  command -v apt-get > /dev/null || cannot "there is no $missing, and no apt-get to install it"
+  if [ -e $policy ]; then policy=""; else printf '#!/bin/sh\nexit 101\n' > $policy && chmod 755 $policy; fi
+  local rc=0
+  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+    docker.io iptables mmdebstrap slirp4netns iproute2 prometheus prometheus-alertmanager prometheus-redis-exporter \
+    redis-tools openssl; } > "$1/apt.log" 2>&1 || rc=$?
+  if [ -n "$policy" ]; then rm -f $policy; fi
+  [ $rc = 0 ] || cannot "apt-get did not install $missing: $(tail -1 "$1/apt.log")"
+}
+
 # Compose has no package in Debian; it is built from its sources, once, and kept (3 minutes).
 compose() {
   local kept=${LIVESHELF_CACHE_DIR:-$HOME/.cache/liveshelf}/docker-compose-$COMPOSE
@@ -66,7 +75,7 @@ compose() {
     (
       cd "$build"
       printf 'module example.test/tools\n\ngo 1.24.9\n' > go.mod
-      export GOFLAGS=-buildvcs=false CGO_ENABLED=0
+      export GOFLAGS=-buildvcs=false CGO_ENABLED=0 GOMODCACHE=$build/mod GOCACHE=$build/cache GOPATH=$build/path
       go get -tool "github.com/docker/compose/v2/cmd@$COMPOSE"
       go build -trimpath -ldflags "-s -w -X github.com/docker/compose/v2/internal.Version=$COMPOSE" -o "$kept.$$" github.com/docker/compose/v2/cmd
       mv "$kept.$$" "$kept"

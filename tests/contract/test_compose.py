@@ -1,6 +1,8 @@
 """docker-compose.yml and deploy/Dockerfile keep to what the settings say. (That it comes up is shown by tests/compose.)"""
 
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -130,3 +132,20 @@ def test_the_engine_of_the_compose_tests_ends_only_what_it_started(tmp_path: Pat
         assert stranger.poll() is None
         assert not state.exists()
         stranger.kill()
+
+
+def test_without_an_engine_the_compose_tests_fail_with_the_reason(tmp_path: Path) -> None:
+    """Where nothing that makes one is installed or can be: exit code 3, what is missing, and how to go on without."""
+    for tool in ("bash", "dirname", "id", "mkdir", "uname"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    command = [str(tmp_path / "bash"), str(ROOT / "tests/compose/engine.sh"), "start", str(tmp_path / "engine")]
+    done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 3
+    assert "no Docker engine can be had" in done.stderr
+    assert "Set LIVESHELF_SKIP_COMPOSE=1 to go without the compose tests" in done.stderr
+
+
+def test_the_compose_tests_are_left_out_on_purpose() -> None:
+    command = ["bash", str(ROOT / "tests/compose/run.sh")]
+    done = subprocess.run(command, env=os.environ | {"LIVESHELF_SKIP_COMPOSE": "1"}, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, "skipped, because LIVESHELF_SKIP_COMPOSE=1" in done.stdout) == (0, True)
