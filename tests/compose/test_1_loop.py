@@ -22,6 +22,13 @@ def test_the_suite_of_any_stack_passes(compose: Compose) -> None:
     print(pytest_of("tests/e2e/test_any_stack.py", addresses))
 
 
+def test_the_files_are_valid_with_every_profile(compose: Compose) -> None:
+    for variables in ({}, {"COMPOSE_FILE": "docker-compose.yml:deploy/secure/compose.yml"}):
+        services = Compose(**variables).run("--profile", "*", "config", "--services").stdout.split()
+        assert {*LOOP, "model-server-gpu", "load", "prometheus", "grafana"} <= set(services)
+        assert ("access" in services) == bool(variables)
+
+
 @pytest.mark.parametrize("service", LOOP)
 def test_a_container_is_shut(compose: Compose, service: str) -> None:
     """Not root, no capability, nothing gained by exec, read-only."""

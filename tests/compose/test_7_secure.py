@@ -1,5 +1,6 @@
 """deploy/secure: the same stack shut inside as well. Every role can do its work, and is refused all that is not its work."""
 
+import json
 import re
 import ssl
 import subprocess
@@ -250,6 +251,13 @@ def test_scoring_asks_its_callers_for_a_certificate(secure: Compose) -> None:
     assert len(answer.json()["items"]) == 3
     with pytest.raises(httpx.HTTPError):
         httpx.post(url, json=body, verify=stranger, timeout=10, trust_env=False)
+
+
+def test_our_own_callers_show_the_shops_certificate(secure: Compose) -> None:
+    """`liveshelf recommend` in the container of the simulated shoppers, which reads the shop's folder."""
+    words = ("run", "--rm", "--no-deps", "-T", "load", "liveshelf", "recommend", "--client", "somebody", "-n", "3", "--json")
+    answer = secure.run("--profile", "load", *words)
+    assert len(json.loads(answer.stdout.splitlines()[-1])["items"]) == 3
 
 
 def test_store_and_model_server_answer_only_those_who_need_them(secure: Compose) -> None:
