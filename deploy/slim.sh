@@ -7,11 +7,13 @@ python=$(python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
 lib=/usr/local/lib/$python
 packages=$lib/site-packages
 
-# What only builds, tests or checks: mypy comes with SQLAlchemy's extra that Feast asks for, Flight comes with pyarrow.
+# What only builds, tests or checks: mypy comes with SQLAlchemy's extra that Feast asks for, Flight comes with pyarrow, lists of its own
+# dependencies with Feast.
 cd "$packages"
 pip uninstall --quiet --yes setuptools wheel 2>/dev/null || true
 rm -rf mypy mypyc ./*__mypyc*.so pip pip-*.dist-info feast/ui pyarrow/include pyarrow/src pyarrow/tests \
-  pyarrow/libarrow_flight* pyarrow/_flight* pandas/tests numpy/_core/include tensorflow/include clang mypy-*.dist-info
+  pyarrow/libarrow_flight* pyarrow/_flight* pandas/tests numpy/_core/include tensorflow/include clang \
+  mypy-*.dist-info requirements
 find . -depth -type d \( -name tests -o -name test \) -path '*/numpy/*' -exec rm -rf {} +
 find . \( -name '*.pyi' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.pyx' -o -name '*.a' -o -name '*.c' -o -name '*.h' \) -type f -delete
 cd "$lib"
@@ -36,6 +38,10 @@ find "$out$packages" -name '*.so.*' -type f | while read -r file; do
     fi
   done
 done
+
+# Symbols that only debuggers read: a fifth of an image. Not of what auditwheel brought along (*.libs): it moved sections there, and a library
+# that is stripped after that no longer loads.
+find "$out" -name '*.so*' -type f -not -path '*.libs/*' -exec sh -c 'strip --strip-unneeded "$@" 2> /dev/null || true' strip {} +
 
 # The system's libraries, by their real place, and the loader; what lies under /usr/local is there already.
 {

@@ -38,6 +38,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kafka_sasl_username: str = ""
     kafka_sasl_password: str = ""
     kafka_ssl_ca: str = ""
+    kafka_ssl_cert: str = ""
+    """PEM file of our certificate, with `kafka_ssl_key`: for a Kafka that asks its clients for one."""
+    kafka_ssl_key: str = ""
     kafka_replication: int = 1
     store: str = ""
     """Feast's Redis connection string: host:port[,password=…,ssl=true]."""
@@ -97,6 +100,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """PEM file: when set, callers need a certificate signed by this authority."""
     scoring_tls_ca: str = ""
     """PEM file: whom our own callers of the scoring API trust (`liveshelf recommend`); when set they use TLS."""
+    scoring_tls_client_cert: str = ""
+    """PEM file, with `scoring_tls_client_key`: the certificate that our own callers show where `scoring_tls_client_ca` asks for one."""
+    scoring_tls_client_key: str = ""
     store_timeout_ms: int = 50
     model_timeout_ms: int = 100
     rules_file: str = ""

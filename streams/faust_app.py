@@ -86,6 +86,8 @@ def _credentials(settings: Settings) -> SASLCredentials | SSLCredentials | None:
     context = None
     if "SSL" in settings.kafka_security_protocol:
         context = ssl.create_default_context(cafile=settings.kafka_ssl_ca or None)
+        if settings.kafka_ssl_cert:
+            context.load_cert_chain(settings.kafka_ssl_cert, settings.kafka_ssl_key)
     if settings.kafka_sasl_mechanism:
         return SASLCredentials(
             mechanism=settings.kafka_sasl_mechanism,

@@ -72,6 +72,8 @@ def kafka_config(settings: Settings) -> dict[str, Any]:
         }
     if settings.kafka_ssl_ca:
         config["ssl.ca.location"] = settings.kafka_ssl_ca
+    if settings.kafka_ssl_cert:
+        config |= {"ssl.certificate.location": settings.kafka_ssl_cert, "ssl.key.location": settings.kafka_ssl_key}
     return config
 
 

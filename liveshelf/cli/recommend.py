@@ -65,7 +65,8 @@ def connect(settings: Settings, deadline_ms: int) -> "Client":
     """A client of the settings' scorer, with its token, and over TLS where the settings say whom to trust."""
     from liveshelf.client import Client, Tls
 
-    tls = Tls(settings.scoring_tls_ca) if settings.scoring_tls_ca else None
+    identity = (settings.scoring_tls_client_cert, settings.scoring_tls_client_key)
+    tls = Tls(settings.scoring_tls_ca, *identity) if settings.scoring_tls_ca else None
     return Client(settings.scoring_address, deadline_ms, token=settings.scoring_token, tls=tls)
 
 

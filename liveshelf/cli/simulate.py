@@ -35,7 +35,7 @@ def command(
     step is reported to the collector, so the loop is closed: better shelves get more clicks. The same --seed, --shoppers and --items
     give the same shop; seed it once with --history.
     """
-    from liveshelf.client import Client
+    from liveshelf.cli.recommend import connect
     from liveshelf.simulator.browsers import SIGN_IN_SHARE
     from liveshelf.simulator.feed import Feed
     from liveshelf.simulator.shop import Shop
@@ -53,7 +53,7 @@ def command(
     past, now = Tally(), Tally()
     now_ms, started = time.time_ns() // 1_000_000, time.monotonic()
     interrupted = False
-    with Feed(settings.collector_url) as feed, Client(settings.scoring_address, settings.recommend_deadline_ms) as client:
+    with Feed(settings.collector_url) as feed, connect(settings, settings.recommend_deadline_ms) as client:
         try:
             if history:
                 with bar("history", quiet=as_json) as progress:

@@ -35,13 +35,13 @@ else
   . "$state/env"
   inside=(ip netns exec "$LIVESHELF_NAMESPACE")
   echo "compose tests: an engine of their own, $((SECONDS - began)) s; stand-ins for these images, which no registry gave:"
-  nice -n 10 tests/compose/standins.sh base | sed 's/^/  /'
+  nice -n 10 tests/compose/standins.sh base | sed -u 's/^/  /'
 fi
 nice -n 10 docker compose build --quiet
 if [ -n "$state" ]; then
   nice -n 10 docker compose -f tests/compose/images.yml build --quiet
-  nice -n 10 tests/compose/standins.sh tensorflow-serving | sed 's/^/  /'
+  nice -n 10 tests/compose/standins.sh tensorflow-serving | sed -u 's/^/  /'
 fi
 echo "compose tests: images after $((SECONDS - began)) s"
 docker images --format '  {{.Repository}}:{{.Tag}} {{.Size}}' 'liveshelf/*'
-LIVESHELF_STACK=compose "${inside[@]}" .venv/bin/python -m pytest -q -s -p no:cacheprovider tests/compose "$@"
+LIVESHELF_STACK=compose "${inside[@]}" .venv/bin/python -m pytest -q -s --tb=short -p no:cacheprovider tests/compose "$@"

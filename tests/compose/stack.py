@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,8 +37,25 @@ VARIABLES = {
 Answer = TypeVar("Answer")
 
 
+def pytest_of(tests: str, environment: dict[str, str], *words: str) -> str:
+    """Run other tests of ours in a process of their own, in `environment`; their summary line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words, tests],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-1000:]
+    return f"\n{tests}: {done.stdout.strip().splitlines()[-1]}"
+
+
 class Compose:
-    def __init__(self) -> None:
+    """The stack of docker-compose.yml with `variables`, over those that every test wants."""
+
+    def __init__(self, **variables: str) -> None:
+        self.variables = VARIABLES | variables
         self.settings = Settings(kafka="127.0.0.1:19092", store="127.0.0.1:16379", model_server="127.0.0.1:18500")
 
     def run(self, *words: str, timeout_s: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -45,7 +63,7 @@ class Compose:
 
     def docker(self, *words: str, timeout_s: float = 120, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            ["docker", *words], cwd=ROOT, env=os.environ | VARIABLES, capture_output=True, text=True, timeout=timeout_s
+            ["docker", *words], cwd=ROOT, env=os.environ | self.variables, capture_output=True, text=True, timeout=timeout_s
         )
         assert not check or done.returncode == 0, (words, done.stderr[-3000:], done.stdout[-1000:])
         return done

@@ -24,7 +24,7 @@ case "$1" in
 base)
   base=${LIVESHELF_STANDIN_CACHE:-$work}/base.tar
   if [ ! -f "$base" ]; then
-    mmdebstrap --quiet --variant=minbase --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
+    mmdebstrap --quiet --format=tar --variant=minbase --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
       --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
       --include=ca-certificates,tzdata,netbase,libssl3,libffi8,libsqlite3-0,zlib1g,libbz2-1.0,liblzma5,libreadline8,libncursesw6,libuuid1,libexpat1,libgdbm6,libdb5.3,libnsl2 \
       bookworm "$base.part"
@@ -44,10 +44,16 @@ base)
 print(resolve_jars(load_settings())[0].parent)')
   tar -C "$jars" -cf "$work/jars.tar" .
   build "$(stock apache/kafka)" kafka.Dockerfile
-  cp "$($python -c 'from liveshelf.local.valkey import valkey_binary; print(valkey_binary())')" $here/valkey-cli "$work/"
-  chmod 755 "$work/valkey-server" "$work/valkey-cli"
+  cp "$($python -c 'from liveshelf.local.valkey import valkey_binary; print(valkey_binary())')" "$work/valkey-server.real"
+  cp /usr/bin/redis-check-rdb "$work/redis-server"  # one program: it is what its name says
+  cp /usr/bin/redis-cli "$work/valkey-cli"
+  mkdir "$work/libraries"
+  ldd /usr/bin/redis-check-rdb /usr/bin/redis-cli | awk '$3 ~ /^\// { print $3 }' | grep -vE '/(libc|libm|libdl|libpthread|librt)\.so' | sort -u |
+    xargs cp -Lt "$work/libraries"
+  cp $here/valkey-server "$work/"
+  chmod 755 "$work"/valkey-* "$work/redis-server"
   build "$(stock valkey/valkey)" valkey.Dockerfile
-  cp "$(command -v prometheus)" "$(command -v prometheus-redis-exporter)" "$(command -v prometheus-alertmanager)" $here/wget "$work/"
+  cp "$(command -v prometheus)" "$(command -v prometheus-redis-exporter)" "$(command -v prometheus-alertmanager)" $here/wget /usr/share/prometheus/alertmanager/*.tmpl "$work/"
   chmod 755 "$work/wget"
   build "$(stock prom/prometheus)" prometheus.Dockerfile
   build "$(stock prom/alertmanager)" alertmanager.Dockerfile

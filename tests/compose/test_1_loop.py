@@ -1,54 +1,42 @@
-"""One event around the loop of docker-compose.yml, and what its containers may and may not."""
+"""The suite of any stack on docker-compose.yml, and what its containers may and may not."""
 
 import json
-import uuid
+import os
+from ipaddress import ip_address
 
+import psutil
 import pytest
 
-from liveshelf.client import Client
-from tests.compose.stack import LOOP, Compose
+from tests.compose.stack import LOOP, VARIABLES, Compose, pytest_of
 
 
-def test_one_event_travels_the_whole_loop(compose: Compose) -> None:
-    """Event → changed shelf → impression → click → example → a new version that answers, through public interfaces only."""
-    client_id = f"compose-{uuid.uuid4().hex}"
-    with Client(compose.settings.scoring_address, deadline_ms=5_000) as client:
-        before = client.recommend(client_id=client_id)
-        assert not before.degraded, before.degraded_reason
-        event = {
-            "client_id": client_id,
-            "name": "view_item",
-            "event_id": uuid.uuid4().hex,
-            "items": [{"item_id": before.items[-1].item_id}],
-        }
-        assert compose.post(event).status_code == 202
-        after = compose.until(
-            lambda: (s := client.recommend(client_id=client_id)).features_offset > before.features_offset and s,
-            "the event is in the shelf",
-        )
-        assert [(i.item_id, i.score) for i in after.items] != [(i.item_id, i.score) for i in before.items]
-        click = {
-            "client_id": client_id,
-            "name": "select_item",
-            "request_id": after.request_id,
-            "items": [{"item_id": after.items[3].item_id}],
-        }
-        assert compose.post(click).status_code == 202
-        live = compose.model()
-        step = compose.until(lambda: (s := compose.step())["consumed"] and s, "examples reach the trainer")
-        if step["outcome"] == "promoted":
-            compose.until(lambda: compose.model() == step["version"], "the new version answers")
-            assert client.recommend(client_id=client_id).model_version > live
+def test_the_suite_of_any_stack_passes(compose: Compose) -> None:
+    """tests/e2e/test_any_stack.py, as anybody runs it against a stack of his: given by addresses, through public interfaces only."""
+    settings = compose.settings
+    addresses = {
+        "LIVESHELF_STACK": "addresses",
+        "LIVESHELF_COLLECTOR": settings.collector_url.removeprefix("http://"),
+        "LIVESHELF_SCORING": settings.scoring_address,
+        "LIVESHELF_FEEDBACK_WINDOW_S": VARIABLES["LIVESHELF_FEEDBACK_WINDOW_S"],
+    }
+    print(pytest_of("tests/e2e/test_any_stack.py", addresses))
+
+
+def test_the_files_are_valid_with_every_profile(compose: Compose) -> None:
+    for variables in ({}, {"COMPOSE_FILE": "docker-compose.yml:deploy/secure/compose.yml"}):
+        services = Compose(**variables).run("--profile", "*", "config", "--services").stdout.split()
+        assert {*LOOP, "model-server-gpu", "load", "prometheus", "grafana"} <= set(services)
+        assert ("access" in services) == bool(variables)
 
 
 @pytest.mark.parametrize("service", LOOP)
 def test_a_container_is_shut(compose: Compose, service: str) -> None:
-    """Not root, no capability, nothing gained by exec; read-only but for Kafka, whose image writes its configuration at start."""
+    """Not root, no capability, nothing gained by exec, read-only."""
     config = compose.inspect(service)
     assert config["Config"]["User"] not in ("", "0", "root")
     assert config["HostConfig"]["CapDrop"] == ["ALL"]
     assert "no-new-privileges:true" in config["HostConfig"]["SecurityOpt"]
-    assert config["HostConfig"]["ReadonlyRootfs"] or service == "kafka"
+    assert config["HostConfig"]["ReadonlyRootfs"]
     assert config["HostConfig"]["Memory"] > 0
     assert config["HostConfig"]["LogConfig"]["Config"] == {"max-file": "3", "max-size": "10m"}
     for line in config["Config"]["Env"]:
@@ -65,6 +53,11 @@ def test_ports_are_on_loopback(compose: Compose) -> None:
                 listening.append(f"{port['HostIp']}:{port['HostPort']} {service}")
                 assert port["HostIp"] == "127.0.0.1", (service, port)
     print("\nlistening: " + ", ".join(sorted(listening)))
+    if "LIVESHELF_NAMESPACE" in os.environ:  # nobody else's sockets are here, so all of them are asked for
+        sockets = {c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        print("sockets: " + ", ".join(sorted(f"{address.ip}:{address.port}" for address in sockets)))
+        assert len(sockets) >= len(listening)
+        assert not [address for address in sockets if not ip_address(address.ip).is_loopback]
 
 
 def test_metrics_are_served_by_every_role(compose: Compose) -> None:

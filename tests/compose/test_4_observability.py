@@ -18,8 +18,11 @@ COMPARED = re.compile(r"^(?P<figure>.*\S)\s+[<>]=?\s+[\d.]+$")
 
 
 def queries() -> dict[str, str]:
-    """Where → expression; of an alert the figure, without what it is compared to."""
+    """Where → expression; of an alert the figure, without what it is compared to; of a recording rule what it computes, not its name."""
     found = {}
+    for group in yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())["groups"]:
+        for rule in group["rules"]:
+            found[f"rule {rule['record']}"] = rule["expr"]
     for group in yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())["groups"]:
         for rule in group["rules"]:
             compared = COMPARED.match(rule["expr"])
@@ -71,18 +74,23 @@ def test_every_query_is_answered(compose: Compose) -> None:
 
 
 def test_rules_and_routes() -> None:
-    """promtool's unit tests of every alert; amtool: a page goes to the pager, all else to the tickets."""
-    done = subprocess.run(
-        [tool("promtool"), "test", "rules", "tests.yml"], cwd=ROOT / "deploy/prometheus", capture_output=True, text=True
+    """promtool's unit tests of every alert, and both programs' checks of the files; amtool: a page goes to the pager, all else to the tickets."""
+    checks = (
+        [tool("promtool"), "test", "rules", "tests.yml"],
+        [tool("promtool"), "check", "rules", "rules.yml", "alerts.yml"],
+        [tool("amtool"), "check-config", "../alertmanager/alertmanager.yml"],
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    print("\n" + done.stdout.strip())
+    for words in checks:
+        done = subprocess.run(words, cwd=ROOT / "deploy/prometheus", capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        print("\n" + (done.stdout + done.stderr).strip())
     for severity, receiver in {"page": "pager", "ticket": "tickets"}.items():
         config = f"--config.file={ROOT}/deploy/alertmanager/alertmanager.yml"
         routed = subprocess.run(
             [tool("amtool"), "config", "routes", "test", config, f"severity={severity}"], capture_output=True, text=True
         )
         assert routed.stdout.strip() == receiver
+        print(f"severity={severity} goes to {routed.stdout.strip()}")
 
 
 def test_every_alert_has_its_runbook() -> None:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from liveshelf.local.parts import role_environment
-from liveshelf.settings import Settings
+from liveshelf.settings import Settings, load_settings
 from tests.conftest import local_settings
 
 UP_TIMEOUT_S = 420  # with the first download of Kafka's jars
@@ -99,3 +99,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     finally:
         down = stack.liveshelf("down", timeout_s=DOWN_TIMEOUT_S)
         assert down.returncode == 0, down.stderr
+
+
+@pytest.fixture(scope="session")
+def any_stack(request: pytest.FixtureRequest) -> Stack:
+    """The stack that LIVESHELF_STACK names; see test_any_stack.py."""
+    kind = os.environ.get("LIVESHELF_STACK", "embedded")
+    if kind == "embedded":
+        return request.getfixturevalue("stack")  # type: ignore[no-any-return]
+    assert kind == "addresses", f"LIVESHELF_STACK={kind}: embedded or addresses"
+    running = Stack(load_settings())
+    assert running.model() > 0, "the stack at these addresses has no model yet: send it events, then `liveshelf train`"
+    return running
