@@ -47,7 +47,7 @@ def replay(
     A repeated click or view of the shopper's latest item is one step with it, as in the fold, and makes no sample; nor does an item
     that no event and no catalog record had named before: no shelf could have held it.
     """
-    past = _Past(catalog, seed, features)
+    past = Past(catalog, seed, features)
     first = _first_sampled(events)
     for sequence, logged in enumerate(events):
         if sequence >= first:
@@ -63,36 +63,47 @@ def _first_sampled(events: list[Logged[Event]]) -> int:
     return engaged[-SAMPLES_MAX] if len(engaged) > SAMPLES_MAX else 0
 
 
-class _Past:
-    """What was known up to now. `sample` reads it, `fold` moves it past one event."""
+class Past:
+    """What was known up to now. `sample` reads it, `fold` moves it past one event.
+
+    Attributes:
+        items: the item side.
+        encoder: the one encoder.
+    """
 
     def __init__(self, catalog: Iterable[CatalogItem], seed: int, features: FeatureSet) -> None:
-        self._features, self._fold, self._encoder = features, Fold(features), Encoder(features)
+        self._features, self._fold, self.encoder = features, Fold(features), Encoder(features)
         self._shoppers: dict[str, ShopperRow] = {}
         self._rows: dict[str, ItemRow] = {}
-        self._items = ItemTable(features)
+        self.items = ItemTable(features)
         for item in catalog:
-            self._items.apply_catalog(item)
+            self.items.apply_catalog(item)
         self._negatives = _Negatives(seed)
 
+    def shopper(self, shopper: str) -> ShopperRow:
+        """The shopper's row: the one held, or an empty one."""
+        return self._shoppers.get(shopper) or self._features.shopper(shopper)
+
     def sample(self, event: Event) -> Sample | None:
+        """The shelf just before `event`; None for an event that makes none (see `replay`)."""
         row = self._shoppers.get(event.shopper)
         if event.event_name not in ENGAGEMENT or row is None or not row.recent_items or event_key(event.event_id) in row.seen:
             return None
-        wanted = list(dict.fromkeys(item.item_id for item in event.items if item.item_id in self._items))[:POSITIVES_MAX]
+        wanted = list(dict.fromkeys(item.item_id for item in event.items if item.item_id in self.items))[:POSITIVES_MAX]
         clicked = event.event_name in ("select_item", "view_item")
         if not wanted or (clicked and wanted == row.recent_items[:1]):
             return None
-        near = [item for item, _ in self._items.neighbours(row.recent_items[0], event.time_ms)]
+        near = [item for item, _ in self.items.neighbours(row.recent_items[0], event.time_ms)]
         others = self._negatives.draw(near, set(wanted))
         # Whether a shopper who carts or buys here would have clicked is not known: those clicks are events of their own.
         label = [1.0 if clicked else UNKNOWN, float(event.event_name == "add_to_cart"), float(event.event_name == "purchase")]
         miss = [0.0 if clicked else UNKNOWN, 0.0, 0.0]
-        shopper = self._encoder.shopper(row, event.time_ms)
-        candidates = self._encoder.candidates(row, self._items.columns(wanted + others, row, event.time_ms), event.time_ms)
+        shopper = self.encoder.shopper(row, event.time_ms)
+        candidates = self.encoder.candidates(row, self.items.columns(wanted + others, row, event.time_ms), event.time_ms)
         return Sample(shopper | candidates, [label] * len(wanted) + [miss] * len(others), served=False)
 
     def fold(self, logged: Logged[Event], sequence: int) -> None:
+        """Move past `logged`, number `sequence` of the merged order."""
         event = logged.record
         row = self._shoppers.get(event.shopper)
         if row is None:
@@ -104,7 +115,7 @@ class _Past:
             if into is None:  # one merged order, so one contribution an item
                 into = self._rows[touch.item] = self._features.item(touch.item, 0)
             self._fold.item(into, touch, event.event_name, weights, sequence)
-            self._items.apply(into)
+            self.items.apply(into)
         if said.outcome == FOLDED and event.event_name in ENGAGEMENT:
             for shown in event.items:
                 self._negatives.saw(shown.item_id)
