@@ -23,9 +23,7 @@ def begin(learner: Learner, samples: Samples, time_ms: int, rng: np.random.Gener
     return [learner.fit(samples, rng, 1, rate) for rate in BOOTSTRAP_RATES][-1]
 
 
-def go_on(
-    learner: Learner, samples: Samples, reservoir: Samples, time_ms: int, rng: np.random.Generator
-) -> tuple[float, Turnover]:
+def go_on(learner: Learner, samples: Samples, reservoir: Samples, time_ms: int, rng: np.random.Generator) -> tuple[float, Turnover]:
     """Learn from new `samples`, of about `time_ms`, beside as many of `reservoir`; the mean loss, and which items got or lost a row."""
     turnover = learner.admit(samples, time_ms)
     # As many earlier samples as new ones: enough to keep what was learnt, and the new ones still count half.

@@ -153,7 +153,9 @@ class Learner:
         """[B, D] unit vectors of shoppers, as `Encoder.shopper` encodes them."""
         columns = {name: np.stack([one[name] for one in inputs]) for name in ("recent_items", "recent_events", "recent_age")}
         rows = {"recent_rows": self.rows(columns.pop("recent_items").astype("S"))}
-        found: npt.NDArray[np.float32] = self._shoppers({name: tf.constant(value) for name, value in (rows | columns).items()}).numpy()
+        found: npt.NDArray[np.float32] = self._shoppers(
+            {name: tf.constant(value) for name, value in (rows | columns).items()}
+        ).numpy()
         return found
 
     def state(self) -> Arrays:

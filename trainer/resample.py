@@ -40,7 +40,8 @@ class Ratio(NamedTuple):
         """From parallel lists: whose, how much, of how much."""
         size = max(shoppers, default=-1) + 1
         who = np.asarray(shoppers, dtype=np.int64)
-        return cls(*(np.bincount(who, np.asarray(values, dtype=np.float64), size) for values in (of, to)))
+        one, other = (np.bincount(who, np.asarray(values, np.float64), size).astype(np.float64, copy=False) for values in (of, to))
+        return cls(one, other)
 
     @property
     def point(self) -> float:

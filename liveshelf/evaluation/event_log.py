@@ -1,7 +1,7 @@
 """A recorded log with times, in any format that Liveshelf reads, as one list of events in time order.
 
-    yoochoose, otto   what `liveshelf replay` reads: a plain file, a tar archive, or a directory of such files
-    events            JSON lines, as browsers send them (GA4) or as they stand in `clickstream`; what `liveshelf simulate --log` writes
+yoochoose, otto   what `liveshelf replay` reads: a plain file, a tar archive, or a directory of such files
+events            JSON lines, as browsers send them (GA4) or as they stand in `clickstream`; what `liveshelf simulate --log` writes
 """
 
 from pathlib import Path

@@ -19,8 +19,8 @@ from features.encoder import Inputs
 from features.events import ENGAGEMENT, Event
 from features.feature_set import FeatureSet
 from features.rows import CatalogItem
-from features.sessions import SessionIndex
 from liveshelf.errors import InvalidEventError
+from liveshelf.evaluation.neighbours import AT, Chances, Neighbours
 from serving.candidates import Lists, Retrieval, Visit, default_sources
 from serving.live_model import OBJECTIVE_WEIGHTS
 from serving.query import Query
@@ -31,14 +31,11 @@ from trainer.increment import begin, go_on, stirred
 from trainer.learner import Learner, be_deterministic
 from trainer.log import Logged
 from trainer.nearest import Nearest
-from trainer.samples import TASKS, UNKNOWN, Array, Sample, Samples, concat, empty, stack
+from trainer.samples import TASKS, UNKNOWN, Sample, Samples, concat, empty, stack
 from trainer.vocabulary import Limits
 
-AT = 20  # places of the list that is judged
 ASKED_AT_ONCE = 128  # lists scored in one call: some 400 candidates of 25 features each
-SESSIONS_MAX = 500_000  # of the neighbours' index
 CHANCE_MIN = 1e-6
-CALIBRATED_ON = 2_000  # shelves of the beginning from which scores that are no chances are read as chances
 
 Floats = Any
 
@@ -123,7 +120,9 @@ class Arm:
         if not self._asked:
             return []
         shelves, _ = stack([one.shelf.sample for one in self._asked], features)
-        lists, _ = stack([Sample(one.candidates, [[UNKNOWN] * len(TASKS)] * len(one.candidates["candidates"])) for one in self._asked], features)
+        lists, _ = stack(
+            [Sample(one.candidates, [[UNKNOWN] * len(TASKS)] * len(one.candidates["candidates"])) for one in self._asked], features
+        )
         chances, scores = self.learner.predict(shelves), self.learner.predict(lists) @ OBJECTIVE_WEIGHTS
         told = []
         for k, one in enumerate(self._asked):
@@ -133,79 +132,13 @@ class Arm:
             best = np.argsort(-scores[k, : len(items)], kind="stable")[:AT]
             hit = any(items[at] in one.shelf.wanted for at in best)
             told.append(
-                (one.shelf.number, Told(right_pairs(labels, chances[k, :n] @ OBJECTIVE_WEIGHTS), click_loss(labels, chances[k, :n, 0]), hit))
+                (
+                    one.shelf.number,
+                    Told(right_pairs(labels, chances[k, :n] @ OBJECTIVE_WEIGHTS), click_loss(labels, chances[k, :n, 0]), hit),
+                )
             )
         self._asked.clear()
         return told
-
-
-class Neighbours:
-    """Session kNN alone: it learns with every event."""
-
-    def __init__(self) -> None:
-        self._index = SessionIndex(SESSIONS_MAX)
-        self._rows: dict[str, int] = {}
-        self._items: list[str] = [""]
-        self._visits: dict[str, list[int]] = {}
-
-    def see(self, event: Event) -> None:
-        if event.event_name not in ENGAGEMENT:
-            return
-        session = event.session or event.shopper
-        visit = self._visits.setdefault(session, [])
-        for item in event.items:
-            row = self._rows.setdefault(item.item_id, len(self._items))
-            if row == len(self._items):
-                self._items.append(item.item_id)
-            visit.append(row)
-            self._index.see(session, row, event.time_ms / 1000)
-
-    def scores(self, event: Event, items: Sequence[str]) -> tuple[Floats, list[str]]:
-        """[len(items)] scores for the session that `event` goes on with, and the first AT of all items."""
-        visit = self._visits.get(event.session or event.shopper, [])
-        found = self._index.query(visit, event.time_ms / 1000) if visit else None
-        if found is None or not len(found.rows):
-            return np.zeros(len(items)), []
-        of = found.scores[:, 0]
-        rows = np.array([self._rows.get(item, 0) for item in items])
-        spot = np.minimum(np.searchsorted(found.rows, rows), len(found.rows) - 1)
-        return np.where(found.rows[spot] == rows, of[spot], 0.0), [self._items[row] for row in found.rows[np.argsort(-of, kind="stable")[:AT]]]
-
-
-class Chances:
-    """Scores that are no chances, read as such: a logistic curve over their logarithm, fitted to the shelves before the first evaluated one
-    (Platt, 1999)."""
-
-    def __init__(self) -> None:
-        self._scores: list[Floats] = []
-        self._clicks: list[Floats] = []
-        self._curve: Floats | None = None
-
-    def note(self, labels: Floats, scores: Floats) -> None:
-        known = labels[:, 0] != UNKNOWN
-        self._scores.append(scores[known])
-        self._clicks.append(labels[known, 0])
-        del self._scores[:-CALIBRATED_ON], self._clicks[:-CALIBRATED_ON]
-
-    def of(self, scores: Floats) -> Floats:
-        if self._curve is None:
-            self._curve = logistic(np.concatenate(self._scores or [np.zeros(1)]), np.concatenate(self._clicks or [np.zeros(1)]))
-        intercept, slope = self._curve
-        return 1.0 / (1.0 + np.exp(-np.clip(intercept + slope * _log(scores), -30.0, 30.0)))
-
-
-def logistic(scores: Floats, clicks: Floats) -> Floats:
-    """(intercept, slope) of the log odds of a click by the logarithm of its score; a ridge of 1e-3 keeps separable scores finite."""
-    x = np.stack([np.ones(len(scores)), _log(scores)], axis=1)
-    curve = np.zeros(2)
-    for _ in range(25):  # Newton's method: it doubles the digits at each step
-        p = 1.0 / (1.0 + np.exp(-np.clip(x @ curve, -30.0, 30.0)))
-        curve += np.linalg.solve((x.T * (p * (1 - p))) @ x + 1e-3 * np.eye(2), x.T @ (clicks - p) - 1e-3 * curve)
-    return curve
-
-
-def _log(scores: Floats) -> Floats:
-    return np.log(np.maximum(scores, 0.0) + 1e-3)
 
 
 def right_pairs(labels: Floats, scores: Floats) -> float:
@@ -298,8 +231,8 @@ class _Pass:
         engaged = [n for n, event in enumerate(events) if event.time_ms >= from_ms and event.event_name in ENGAGEMENT]
         self._eligible = len(engaged)
         rng = np.random.default_rng([seed, 2])
-        chosen = rng.choice(len(engaged), min(evaluated_max, len(engaged)), replace=False) if engaged else []
-        self._chosen = {engaged[at] for at in chosen}
+        chosen = rng.permutation(len(engaged))[:evaluated_max]
+        self._chosen = {engaged[at] for at in chosen.tolist()}
 
     def run(self, on_event: Callable[[int], None]) -> Replay:
         finest = min(self._intervals.values())
@@ -372,7 +305,9 @@ class _Pass:
         samples = concat(empty(self._features), *self._kept)
         samples = samples.take(np.arange(max(samples.size - SAMPLES_MAX, 0), samples.size))
         if not samples.size:
-            raise InvalidEventError("the log", "nothing to learn from in its beginning", "engagement that follows an earlier item of its shopper")
+            raise InvalidEventError(
+                "the log", "nothing to learn from in its beginning", "engagement that follows an earlier item of its shopper"
+            )
         began, learner = time.process_time(), Learner(self._features, self._seed, self._limits)
         rng = np.random.default_rng([self._seed, 0])
         begin(learner, samples, time_ms, rng)
@@ -385,7 +320,7 @@ class _Pass:
 
     def _evaluate(self, event: Event, sample: Sample) -> None:
         labels = np.asarray(sample.labels)
-        acted = (labels > 0).any(axis=-1)
+        acted = np.asarray((labels > 0).any(axis=-1))
         out, number = self._outcomes, len(self._outcomes.shopper)
         out.shopper.append(self._shoppers.setdefault(event.shopper, len(self._shoppers)))
         out.time_ms.append(event.time_ms)
@@ -421,7 +356,9 @@ class _Pass:
         row, items, time_ms = self._past.shopper(event.shopper), self._past.items, event.time_ms
         encoded = {name: sample.inputs[name] for name in ("recent_items", "recent_events", "recent_age", "shopper_features")}
         visit = Visit(row, encoded, time_ms, items, self._lists, None)
-        fixed = [source.candidates(visit)[: source.quota] for source in self._sources if not source.timeout_s]
+        fixed = [
+            found[: s.quota] for s in self._sources if not s.timeout_s and isinstance(answer := s.candidates(visit), np.ndarray)
+        ]
         retrieved = next(source.quota for source in self._sources if isinstance(source, Retrieval))
         found = [items.records.rows(arm.nearest.items(encoded, retrieved)) for arm in self._arms]
         of_arm = [np.concatenate([*fixed, rows[rows >= 0]]) for rows in found]

@@ -22,7 +22,7 @@ def history(shop: Shop, days: float, sign_in_share: float = 0.0) -> list[Simulat
     """
     rng = np.random.default_rng([shop.seed, 2])
     count = max(1, round(len(shop.shoppers) * days * VISITS_PER_SHOPPER_DAY))
-    starts = np.sort(-days + _times(rng, count, days))
+    starts = np.sort(-days + moments(rng, count, days))
     visitors = rng.choice(len(shop.shoppers), size=count, p=shop.activity)
     events: list[SimulatedEvent] = []
     for number, (day, shopper) in enumerate(zip(starts.tolist(), visitors.tolist(), strict=True)):
@@ -46,7 +46,7 @@ def shifted(events: Iterable[SimulatedEvent], by_ms: int) -> list[SimulatedEvent
     return [msgspec.structs.replace(event, timestamp_micros=event.timestamp_micros + by_ms * 1_000) for event in events]
 
 
-def _times(rng: np.random.Generator, count: int, days: float) -> Floats:
+def moments(rng: np.random.Generator, count: int, days: float) -> Floats:
     """float [count]: moments in [0, days), denser in the busy hours."""
     hours = rng.choice(24, size=count, p=HOURS / HOURS.sum()) + rng.random(count)
     whole = rng.integers(0, max(1, int(np.ceil(days))), count)

@@ -67,7 +67,7 @@ class Shopper(msgspec.Struct, frozen=True):
 
 
 class Shop:
-    """A catalog and its shoppers. Same arguments, same shop.
+    """A catalog and its shoppers. Same arguments, same shop. Tastes turn `drift` times as fast as DRIFT_PERIOD_DAYS says; 0: never.
 
     Attributes:
         catalog: I records, `time_ms` 0 (stamped when sent).
@@ -76,8 +76,9 @@ class Shop:
         activity: float [S], share of the visits that each shopper makes.
     """
 
-    def __init__(self, seed: int, items: int = 600, shoppers: int = 400) -> None:
+    def __init__(self, seed: int, items: int = 600, shoppers: int = 400, drift: float = 1.0) -> None:
         assert items > 0, items
+        assert drift >= 0, drift
         assert shoppers > 0, shoppers
         self.seed = seed
         rng = np.random.default_rng([seed, 0])
@@ -93,7 +94,7 @@ class Shop:
         self._category_taste = rng.normal(0.0, CATEGORY_TASTE, (2, shoppers, len(AISLES)))
         self._brand_taste = rng.normal(0.0, BRAND_TASTE, (2, shoppers, len(BRANDS)))
         self._purse = rng.normal(0.0, 0.8, shoppers)
-        self._turn_per_day = 2.0 * np.pi / rng.uniform(*DRIFT_PERIOD_DAYS, shoppers)
+        self._turn_per_day = drift * 2.0 * np.pi / rng.uniform(*DRIFT_PERIOD_DAYS, shoppers)
 
     def _stock(self, rng: np.random.Generator, items: int) -> None:
         self.category: Ints = np.arange(items) % len(AISLES)
