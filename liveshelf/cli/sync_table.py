@@ -42,11 +42,13 @@ def command(
     from features.feature_set import FeatureSet
     from liveshelf.cli.console import progress_bar, table_console
     from liveshelf.evaluation.event_log import read
-    from liveshelf.evaluation.sync_table import parse_duration, parse_intervals, sync_table
+    from liveshelf.evaluation.sync_table import check_plot, parse_duration, parse_intervals, sync_table
     from liveshelf.evaluation.sync_table import plot as draw
 
     settings: Settings = ctx.obj
     wanted = parse_intervals(intervals)
+    if plot is not None:
+        check_plot(plot)
     beginning_ms = parse_duration(beginning, "--beginning") if beginning else None
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of tracing the same code for each of the models
     features = FeatureSet(read_declarations(Path(settings.features_file).expanduser() if settings.features_file else None))

@@ -49,6 +49,8 @@ class Told(NamedTuple):
     """Log loss of clicks, summed over the shelf's places."""
     hit: float
     """1 when an item engaged with is among the first AT of the whole list."""
+    learnt: int = 0
+    """Samples that the model had learnt from in its steps, the beginning apart."""
 
 
 @dataclass
@@ -134,7 +136,12 @@ class Arm:
             told.append(
                 (
                     one.shelf.number,
-                    Told(right_pairs(labels, chances[k, :n] @ OBJECTIVE_WEIGHTS), click_loss(labels, chances[k, :n, 0]), hit),
+                    Told(
+                        right_pairs(labels, chances[k, :n] @ OBJECTIVE_WEIGHTS),
+                        click_loss(labels, chances[k, :n, 0]),
+                        hit,
+                        self.learnt,
+                    ),
                 )
             )
         self._asked.clear()
@@ -192,7 +199,7 @@ def prequential(
 ) -> Replay:
     """Replay `events` (by time). Models begin with all that is older than `from_ms`, the same weights for all; then each of `intervals`
     (name → ms) is kept up to date, `batch` never. With `retrain` a model learnt anew from all that is older than the last boundary of the
-    longest interval joins there as `retrained`: what increments are measured against.
+    longest interval that a whole one follows joins there as `retrained`: what increments are measured against.
 
     Raises:
         InvalidEventError: there is nothing to learn from before `from_ms`, or nothing to evaluate after it.
@@ -226,8 +233,8 @@ class _Pass:
         self._kept: list[Samples] = []
         """All samples so far, as many as a model is learnt from anew."""
         longest = max(intervals.values())
-        last_ms = events[-1].time_ms // longest * longest
-        self._retrain_ms = last_ms if retrain and last_ms > from_ms else 0
+        whole_ms = (events[-1].time_ms - longest) // longest * longest  # so that a whole interval follows
+        self._retrain_ms = whole_ms if retrain and whole_ms > from_ms else 0
         engaged = [n for n, event in enumerate(events) if event.time_ms >= from_ms and event.event_name in ENGAGEMENT]
         self._eligible = len(engaged)
         rng = np.random.default_rng([seed, 2])
@@ -235,12 +242,11 @@ class _Pass:
         self._chosen = {engaged[at] for at in chosen.tolist()}
 
     def run(self, on_event: Callable[[int], None]) -> Replay:
-        finest = min(self._intervals.values())
-        ends_ms = self._from_ms
+        due_ms = self._from_ms
         for n, event in enumerate(self._events):
-            if event.time_ms >= ends_ms:
+            if event.time_ms >= due_ms:
                 self._boundary(event.time_ms)
-                ends_ms = (event.time_ms // finest + 1) * finest
+                due_ms = min(arm.due_ms for arm in self._arms if arm.interval_ms)
             sample = self._past.sample(event)
             if sample is not None:
                 if n in self._chosen:
@@ -278,8 +284,7 @@ class _Pass:
         while sum(part.size for part in self._kept[1:]) >= SAMPLES_MAX:
             del self._kept[0]
         if not self._arms:
-            if time_ms >= self._from_ms:
-                self._begin(time_ms)
+            self._begin(time_ms)
             return
         for arm in self._arms:
             arm.take(samples)
@@ -357,11 +362,11 @@ class _Pass:
         encoded = {name: sample.inputs[name] for name in ("recent_items", "recent_events", "recent_age", "shopper_features")}
         visit = Visit(row, encoded, time_ms, items, self._lists, None)
         fixed = [
-            found[: s.quota] for s in self._sources if not s.timeout_s and isinstance(answer := s.candidates(visit), np.ndarray)
+            answer[: s.quota] for s in self._sources if not s.timeout_s and isinstance(answer := s.candidates(visit), np.ndarray)
         ]
         retrieved = next(source.quota for source in self._sources if isinstance(source, Retrieval))
-        found = [items.records.rows(arm.nearest.items(encoded, retrieved)) for arm in self._arms]
-        of_arm = [np.concatenate([*fixed, rows[rows >= 0]]) for rows in found]
+        near = [items.records.rows(arm.nearest.items(encoded, retrieved)) for arm in self._arms]
+        of_arm = [np.concatenate([*fixed, rows[rows >= 0]]) for rows in near]
         union = np.unique(np.concatenate(of_arm))
         union = union[allowed(Query(event.shopper, "", "", AT), row, union, items.records, NO_RULES)]
         ids = items.records.items(union)

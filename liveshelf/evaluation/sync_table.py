@@ -4,17 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from features.declarations import milliseconds
 from features.feature_set import FeatureSet
-from liveshelf.errors import InvalidEventError, SettingsError
+from liveshelf.errors import ConflictError, InvalidEventError, SettingsError
 from liveshelf.evaluation.event_log import EventLog
 from liveshelf.evaluation.neighbours import AT
-from liveshelf.evaluation.prequential import Costs, Outcomes, Replay, prequential
 from liveshelf.settings import Settings
 from trainer.resample import Estimate, Ratio, difference, estimate
 from trainer.vocabulary import Limits
+
+if TYPE_CHECKING:  # TensorFlow: what is wrong with a log or an option is said before it is imported
+    from liveshelf.evaluation.prequential import Costs, Outcomes, Replay
 
 BEGINNING = 0.25  # of the log's time, where nothing else is said
 BATCH, RETRAINED = "batch", "retrained"
@@ -72,6 +74,8 @@ def sync_table(
         raise InvalidEventError(
             "--beginning", f"{(from_ms - first) / 1000:.0f} s", f"less than the log's {(last - first) / 1000:.0f} s"
         )
+    from liveshelf.evaluation.prequential import prequential
+
     limits = Limits(settings.train_items_max, settings.train_item_sightings_min, settings.train_item_unused_days_max)
     replay = prequential(
         log.events,
@@ -87,7 +91,7 @@ def sync_table(
     return _summary(log, intervals, replay)
 
 
-def _summary(log: EventLog, intervals: dict[str, int], replay: Replay) -> dict[str, Any]:
+def _summary(log: EventLog, intervals: dict[str, int], replay: "Replay") -> dict[str, Any]:
     outcomes = replay.outcomes
     names = [BATCH, *intervals, "neighbours", "popular"]
     ratios = {name: _ratios(outcomes, name) for name in names}
@@ -116,12 +120,12 @@ def _summary(log: EventLog, intervals: dict[str, int], replay: Replay) -> dict[s
         "shoppers": len(set(outcomes.shopper)),
         "rows": rows,
         "gains": gains,
-        "retrain": _retrain(replay, next(iter(intervals))),
+        "retrain": _retrain(replay, *next(iter(intervals.items()))),
         "verdict": verdict(gains, replay.costs),
     }
 
 
-def verdict(gains: Sequence[Mapping[str, Any]], costs: Mapping[str, Costs]) -> str:
+def verdict(gains: Sequence[Mapping[str, Any]], costs: Mapping[str, "Costs"]) -> str:
     """One sentence: the shortest interval that is surely better than the next longer one, and what it costs."""
     surely = [gain for gain in gains if gain[DECIDING][1] > 0]
     if not surely:
@@ -136,10 +140,10 @@ def verdict(gains: Sequence[Mapping[str, Any]], costs: Mapping[str, Costs]) -> s
     )
 
 
-def _ratios(outcomes: Outcomes, name: str, since_ms: int = 0) -> dict[str, Ratio]:
-    """By measure, over the evaluated events from `since_ms` on."""
+def _ratios(outcomes: "Outcomes", name: str, at: Sequence[int] | None = None) -> dict[str, Ratio]:
+    """By measure, over all evaluated events or those numbered `at`."""
     told = outcomes.told[name]
-    at = [n for n, time_ms in enumerate(outcomes.time_ms) if time_ms >= since_ms]
+    at = range(len(told)) if at is None else at
     found = [one for n in at if (one := told[n]) is not None]
     assert len(found) == len(at), (name, len(found), len(at))
     shopper = [outcomes.shopper[n] for n in at]
@@ -156,16 +160,17 @@ def _gain(measure: str, ours: dict[str, Ratio], theirs: dict[str, Ratio]) -> Est
     return difference(theirs[measure], ours[measure]) if measure == "log_loss" else difference(ours[measure], theirs[measure])
 
 
-def _retrain(replay: Replay, longest: str) -> dict[str, Any] | None:
-    """What steps at the longest interval keep of what a model learnt anew gets, told of the events after the last boundary."""
+def _retrain(replay: "Replay", longest: str, interval_ms: int) -> dict[str, Any] | None:
+    """What steps at the longest interval keep of what a model learnt anew gets, told of the interval before its next step."""
     since_ms = replay.retrained_ms
-    if not since_ms or RETRAINED not in replay.outcomes.told or not any(t >= since_ms for t in replay.outcomes.time_ms):
+    at = [n for n, time_ms in enumerate(replay.outcomes.time_ms) if since_ms <= time_ms < since_ms + interval_ms]
+    if not since_ms or not at:
         return None
-    ours, anew = (_ratios(replay.outcomes, name, since_ms) for name in (longest, RETRAINED))
+    ours, anew = (_ratios(replay.outcomes, name, at) for name in (longest, RETRAINED))
     found: dict[str, Any] = {
         "interval": longest,
         "evaluated_from": _day(since_ms),
-        "evaluated": sum(t >= since_ms for t in replay.outcomes.time_ms),
+        "evaluated": len(at),
         "cpu_s": round(replay.costs[RETRAINED].cpu_s, 1),
     }
     for measure in MEASURES:
@@ -178,7 +183,7 @@ def _retrain(replay: Replay, longest: str) -> dict[str, Any] | None:
     return found
 
 
-def _cost(costs: Costs | None) -> dict[str, Any]:
+def _cost(costs: "Costs | None") -> dict[str, Any]:
     return (
         {"steps": costs.steps, "learnt": costs.learnt, "cpu_s": round(costs.cpu_s, 1)}
         if costs
@@ -194,16 +199,31 @@ def _day(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def check_plot(path: Path) -> None:
+    """Whether `plot` will be able to write `path`: asked before the work is done.
+
+    Raises:
+        SettingsError: matplotlib is not installed or does not write that format, or there is no such directory.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        raise SettingsError(f"--plot {path}: plots need matplotlib; pip install 'liveshelf[plots]'") from None
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix[1:] not in formats:
+        raise SettingsError(f"--plot {path}: expected a file name that ends in one of {', '.join(formats)}")
+    if not path.absolute().parent.is_dir():
+        raise SettingsError(f"--plot {path}: there is no directory {path.absolute().parent}")
+
+
 def plot(result: Mapping[str, Any], path: Path) -> None:
     """Each measure by interval with its bounds, simpler recommenders as lines, and the cost; in the format that `path`'s suffix names.
 
     Raises:
-        SettingsError: matplotlib is not installed, or does not write that format or to that place.
+        ConflictError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise SettingsError(f"--plot {path}: plots need matplotlib; pip install 'liveshelf[plots]'") from None
+    from matplotlib.figure import Figure
+
     rows = {row["name"]: row for row in result["rows"]}
     names = [row["name"] for row in result["rows"] if row["interval_s"] is not None or row["name"] == BATCH]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -222,5 +242,5 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     axes[-1].set_xticks(range(len(names)), names)
     try:
         figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"--plot {path}: {error}") from None
+    except OSError as error:
+        raise ConflictError(f"{path} cannot be written: {error}") from None
