@@ -63,7 +63,7 @@ def test_of_a_long_log_the_latest_events_are_taken(tmp_path: Path) -> None:
 def test_sessions_without_times_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "train_sessions.txt", "1 2 3\n4 5\n")
     write(tmp_path / "test_prefix_target.tsv", "1 2\t3\n")
-    with pytest.raises(InvalidEventError, match="sessions without times.*a time for every event.*liveshelf evaluate"):
+    with pytest.raises(InvalidEventError, match=r"sessions without times.*a time for every event.*liveshelf evaluate"):
         read(tmp_path, Settings(), 100)
 
 
@@ -74,5 +74,5 @@ def test_events_without_times_are_refused(tmp_path: Path) -> None:
 
 
 def test_another_file_is_refused_with_its_first_line(tmp_path: Path) -> None:
-    with pytest.raises(InvalidEventError, match="got 'name,price'.*yoochoose.*otto.*events"):
+    with pytest.raises(InvalidEventError, match=r"got 'name,price'.*yoochoose.*otto.*events"):
         read(write(tmp_path / "prices.csv", "name,price\nhat,3\n"), Settings(), 100)
