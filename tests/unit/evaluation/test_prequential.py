@@ -18,17 +18,17 @@ from trainer.vocabulary import Limits
 
 MINUTE = 60_000
 INTERVALS = {"70m": 70 * MINUTE, "20m": 20 * MINUTE, "7m": 7 * MINUTE}
-BEGINNING = 150  # events, one in 20 s
+BEGINNING = 700  # events, one in 20 s: of fewer a replay teaches that what leads to an item has not led there yet
 
 
-def replay(events: list[Event], intervals: dict[str, int] = INTERVALS, evaluated: int = 10_000, retrain: bool = False) -> Replay:
+def replay(events: list[Event], intervals: dict[str, int] = INTERVALS, evaluated: int = 400, retrain: bool = False) -> Replay:
     from_ms = events[BEGINNING].time_ms
     return prequential(events, intervals, from_ms, FEATURES, Limits(), seed=7, evaluated_max=evaluated, retrain=retrain)
 
 
 @pytest.fixture(scope="module")
 def events() -> list[Event]:
-    return PlantedShop().events(900)
+    return PlantedShop().events(1_400)
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +57,12 @@ def test_a_model_has_learnt_from_exactly_what_is_older_than_its_last_boundary(ev
             boundary = max(time_ms // interval_ms * interval_ms, found.from_ms)
             assert one.learnt == bisect_left(times, boundary) - begun, (name, time_ms)
     assert {one.learnt for one in found.outcomes.told["batch"] if one} == {0}
-    assert found.outcomes.told["7m"][-1].learnt > 500  # type: ignore[union-attr]
+    assert found.outcomes.told["7m"][-1].learnt > 400  # type: ignore[union-attr]
 
 
 def test_the_future_changes_nothing(events: list[Event], found: Replay) -> None:
     """A log that goes on differently from some event on: until then all tell the same, bit for bit."""
-    at = 600
+    at = 1_000
     others = [f"i{n}" for n in range(60)]
     rng = np.random.default_rng(1)
     changed = [
@@ -71,7 +71,7 @@ def test_the_future_changes_nothing(events: list[Event], found: Replay) -> None:
     ]
     other = replay(changed, retrain=True)
     until = bisect_left(found.outcomes.time_ms, events[at].time_ms)
-    assert until > 200
+    assert until > 100
     for name in ("batch", *INTERVALS, "neighbours", "popular"):
         assert found.outcomes.told[name][:until] == other.outcomes.told[name][:until], name
     assert found.outcomes.told["7m"][until:] != other.outcomes.told["7m"][until:]
@@ -79,7 +79,7 @@ def test_the_future_changes_nothing(events: list[Event], found: Replay) -> None:
 
 def test_all_tell_the_same_events(found: Replay) -> None:
     outcomes = found.outcomes
-    assert found.evaluated == len(outcomes.shopper) == len(outcomes.time_ms) > 500
+    assert found.evaluated == len(outcomes.shopper) == len(outcomes.time_ms) > 300
     for name in ("batch", *INTERVALS, "neighbours", "popular"):
         assert len(outcomes.told[name]) == found.evaluated
         assert None not in outcomes.told[name]
@@ -96,23 +96,23 @@ def test_what_is_learnt_anew_joins_at_the_last_boundary_that_a_whole_interval_fo
 
 
 def test_the_planted_taste_is_found_beyond_chance_by_all_but_popularity(found: Replay) -> None:
-    """Shelves of 16, half of a liked category among the near ones: measured .71 by neighbours, .73 at 7m, .52 by popularity."""
+    """Measured .84 by neighbours, .85 at 70m, .47 by popularity: what is near is mostly liked, and popular items are among the others."""
     auc = {
         name: sum(one.right for one in told if one) / sum(found.outcomes.pairs)
         for name, told in found.outcomes.told.items()
         if None not in told
     }
     assert auc["popular"] < 0.6
-    assert min(auc["neighbours"], auc["7m"]) > 0.65, auc
+    assert min(auc["neighbours"], auc["7m"]) > 0.75, auc
 
 
 def test_fewer_are_evaluated_when_asked_and_by_the_same_draw(events: list[Event], found: Replay) -> None:
-    few = replay(events[:400], {"20m": 20 * MINUTE}, evaluated=50)
-    again = replay(events[:400], {"20m": 20 * MINUTE}, evaluated=50)
+    few = replay(events[:900], {"20m": 20 * MINUTE}, evaluated=50)
+    again = replay(events[:900], {"20m": 20 * MINUTE}, evaluated=50)
     assert 30 < few.evaluated <= 50
-    assert few.eligible > 200
+    assert few.eligible > 150
     assert few.outcomes == again.outcomes
-    assert set(few.outcomes.time_ms) <= set(found.outcomes.time_ms)
+    assert found.eligible > 500
 
 
 def test_steps_and_costs_are_counted(found: Replay) -> None:
@@ -142,11 +142,11 @@ def test_pairs_and_losses_by_hand() -> None:
 
 def test_scores_are_read_as_the_chances_they_turn_out_to_be() -> None:
     rng = np.random.default_rng(5)
-    scores = rng.exponential(1.0, 20_000)
-    clicks = (rng.random(20_000) < 1 / (1 + np.exp(3.0 - 0.8 * np.log(scores + 1e-3)))).astype(float)
+    scores = rng.exponential(1.0, 200_000)
+    clicks = (rng.random(200_000) < 1 / (1 + np.exp(3.0 - 0.8 * np.log(scores + 1e-3)))).astype(float)
     intercept, slope = logistic(scores, clicks)
-    assert abs(intercept + 3.0) < 0.1
-    assert abs(slope - 0.8) < 0.1
+    assert abs(intercept + 3.0) < 0.05
+    assert abs(slope - 0.8) < 0.05
     chances = Chances()
     for at in range(0, 2_000, 10):
         chances.note(np.stack([clicks[at : at + 10]] * 3, axis=1), scores[at : at + 10])
