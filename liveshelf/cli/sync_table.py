@@ -29,7 +29,7 @@ def command(
 
     All models begin with the same weights, learnt from the log's beginning; all tell the same events; features, session neighbours and
     popularity are live for all. Formats are those of `liveshelf replay`, and JSON lines of events (GA4), which `liveshelf simulate --log`
-    writes. AUC is within a shelf of 16: the item engaged with among others; HR@20 is over the list that the scorer would have shown.
+    writes. AUC is within a shelf of 21: the item engaged with among others; HR@20 is over the list that the scorer would have shown.
     Intervals of confidence are 95%, by a bootstrap over shoppers.
 
         liveshelf sync-table events.jsonl --intervals 1d,1h,5m --plot sync.png

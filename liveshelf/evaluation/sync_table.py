@@ -22,7 +22,7 @@ BEGINNING = 0.25  # of the log's time, where nothing else is said
 BATCH, RETRAINED = "batch", "retrained"
 MEASURES = {"auc": "AUC", f"hr{AT}": f"HR@{AT}", "log_loss": "log loss"}
 DECIDING = "auc"
-"""What says whether an interval pays: of one event it sees fifteen pairs, where the others see one hit or one loss."""
+"""What says whether an interval pays: of one event it sees twenty pairs, where the others see one hit or one loss."""
 
 
 def parse_intervals(text: str) -> dict[str, int]:
