@@ -228,6 +228,7 @@ class _Pass:
         self._calibrated = {"neighbours": Chances(), "popular": Chances()}
         self._outcomes, self._shoppers = Outcomes(), dict[str, int]()
         self._arms: list[Arm] = []
+        self._neighbours_s = 0.0
         self._costs: dict[str, Costs] = {}
         self._new: list[Sample] = []
         self._kept: list[Samples] = []
@@ -264,11 +265,15 @@ class _Pass:
             )
         self._tell()
         costs = self._costs | {arm.name: Costs(arm.steps, arm.learnt, arm.cpu_s) for arm in self._arms if arm.interval_ms}
+        costs["neighbours"] = Costs(0, 0, self._neighbours_s)
         return Replay(self._outcomes, costs, self._from_ms, self._retrain_ms, len(self._outcomes.shopper), self._eligible)
 
     def _move_on(self, n: int, event: Event) -> None:
         self._past.fold(Logged(0, n, event), n)
+        began = time.process_time()
         self._neighbours.see(event)
+        if self._arms:
+            self._neighbours_s += time.process_time() - began
         for item in event.items:  # what events say of items stands for the catalog, from then on
             if (item.item_category or item.item_brand or item.price) and self._past.items.catalog(item.item_id) is None:
                 known = CatalogItem(

@@ -126,17 +126,30 @@ def _summary(log: EventLog, intervals: dict[str, int], replay: "Replay") -> dict
 
 
 def verdict(gains: Sequence[Mapping[str, Any]], costs: Mapping[str, "Costs"]) -> str:
-    """One sentence: the shortest interval that is surely better than the next longer one, and what it costs."""
-    surely = [gain for gain in gains if gain[DECIDING][1] > 0]
-    if not surely:
-        return f"No interval pays on this log: none has an {MEASURES[DECIDING]} that is surely above that of the next longer one."
-    best = surely[-1]
+    """One sentence: the shortest interval that is surely better than the next longer one, and surely worse in nothing; and what it costs."""
+    worse = {gain["interval"]: found for gain in gains if (found := [m for m in MEASURES if gain[m][2] < 0])}
+    paying = [gain for gain in gains if gain[DECIDING][1] > 0 and gain["interval"] not in worse]
+    told = "; ".join(
+        f"{name} is surely worse in {' and '.join(MEASURES[m] for m in found)} than the next longer one"
+        for name, found in worse.items()
+    )
+    if not paying:
+        none = f"No interval pays on this log: none has an {MEASURES[DECIDING]} that is surely above that of the next longer one"
+        return f"{none}, and no figure that is surely below{f'; {told}' if told else ''}."
+    best = paying[-1]
     name, over, (point, low, high) = best["interval"], best["over"], best[DECIDING]
-    shorter = [gain["interval"] for gain in gains[gains.index(best) + 1 :]]
-    rest = f"; {' and '.join(shorter)} gain{'s' if len(shorter) == 1 else ''} nothing beyond chance" if shorter else ""
+    shorter = [gain["interval"] for gain in gains[gains.index(best) + 1 :] if gain["interval"] not in worse]
+    rest = [f"{' and '.join(shorter)} gain{'s' if len(shorter) == 1 else ''} nothing beyond chance"] if shorter else []
     return (
-        f"{name} pays: its {MEASURES[DECIDING]} is {point:+.4f} [{low:+.4f}, {high:+.4f}] above that of {over}, for {costs[name].cpu_s:.0f} s of "
-        f"processor time in place of {costs[over].cpu_s:.0f} s{rest}."
+        "; ".join(
+            [
+                f"{name} pays: its {MEASURES[DECIDING]} is {point:+.4f} [{low:+.4f}, {high:+.4f}] above that of {over}, for {costs[name].cpu_s:.0f} s of "
+                f"processor time in place of {costs[over].cpu_s:.0f} s",
+                *([told] if told else []),
+                *rest,
+            ]
+        )
+        + "."
     )
 
 
