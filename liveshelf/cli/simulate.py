@@ -104,14 +104,14 @@ def command(
 
 
 def _write(shop: "Shop", days: float, path: Path) -> None:
-    """The shop's history, ending now, as JSON lines."""
+    """The shop's history as JSON lines, always of the same days: one seed gives one file."""
     import msgspec
 
-    from liveshelf.simulator.history import history, shifted
+    from liveshelf.simulator.history import START_MS, history, shifted
 
     if not days:
         raise SettingsError("--log: say how much to write, with --history DAYS")
-    events = shifted(history(shop, days), time.time_ns() // 1_000_000)
+    events = shifted(history(shop, days), START_MS)
     try:
         with path.open("xb") as file:
             file.writelines(msgspec.json.encode(event) + b"\n" for event in events)

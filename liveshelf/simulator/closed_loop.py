@@ -18,7 +18,7 @@ from features.encoder import Inputs
 from features.feature_set import FeatureSet
 from features.rows import ShopperRow
 from liveshelf.settings import Settings
-from liveshelf.simulator.history import DAY_MS, VISITS_PER_SHOPPER_DAY, history, moments, shifted
+from liveshelf.simulator.history import DAY_MS, START_MS, VISITS_PER_SHOPPER_DAY, history, moments, shifted
 from liveshelf.simulator.shop import Shop
 from liveshelf.simulator.visits import SHELF_COUNT, Page, Shelf, SimulatedEvent, to_event, visit
 from serving.candidates import default_sources
@@ -38,7 +38,6 @@ from trainer.log import Logged
 from trainer.nearest import Nearest
 from trainer.samples import Array, Samples, empty, stack
 
-START_MS = 1_700_000_000_000  # when the shop opens to visitors; the history lies before
 PATIENCE_S = 60.0  # no part is slow here but for what else the machine does, and that is not measured
 
 OURS, FROZEN, POPULAR, POPULAR_IN_CATEGORY = "ours", "frozen", "popular", "popular_in_category"

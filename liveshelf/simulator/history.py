@@ -10,6 +10,7 @@ from liveshelf.simulator.shop import Floats, Shop
 from liveshelf.simulator.visits import Identity, Page, Shelf, SimulatedEvent, merchandised, to_event
 
 DAY_MS = 24 * 3_600_000
+START_MS = 1_700_000_000_000  # when the shop opens to visitors, where nothing else is real time; the history lies before
 VISITS_PER_SHOPPER_DAY = 0.7  # 400 shoppers over a week make 1,960 visits and about 18,000 events
 # Share of visits by hour of the day before "now": quiet in the middle, busy at both ends, so that decay and trends have a shape.
 HOURS: Floats = 1.0 + 0.6 * np.cos(2.0 * np.pi * (np.arange(24) + 0.5) / 24.0)
