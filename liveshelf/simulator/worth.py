@@ -38,9 +38,12 @@ def worth(
 
 def visits_of(plan: Plan, seeds: Sequence[int], settings: Settings, features: FeatureSet) -> int:
     """How many visits `worth` will play: each is measured with every recommender, those of the warm-up once."""
-    visits = Loop(plan, settings, features).visits
-    warm = sum(one.day < plan.warm_days for one in visits)
-    return 2 * len(seeds) * (warm + len(RECOMMENDERS) * (len(visits) - warm))
+    total = 0
+    for seed in seeds:
+        visits = Loop(replace(plan, seed=seed), settings, features).visits
+        warm = sum(one.day < plan.warm_days for one in visits)
+        total += warm + len(RECOMMENDERS) * (len(visits) - warm)
+    return 2 * total
 
 
 def _summary(tallies: Sequence[dict[str, Tally]]) -> dict[str, Any]:
