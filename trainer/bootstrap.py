@@ -7,7 +7,7 @@ shopper's row and the items' features as the fold had them at that moment. The f
 import heapq
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -20,10 +20,13 @@ from features.rows import CatalogItem, ItemRow, ShopperRow
 from trainer.log import Logged
 from trainer.samples import UNKNOWN, Sample
 
-NEGATIVES = 15  # with the positive a shelf of 16: near the 1 in 20 that real shelves are clicked at
-NEAR_NEGATIVES = 5
-"""Of these, co-visited with the latest item: what shelves are made of. Ranking real candidate sets on Yoochoose-100k (MRR@20, five epochs): none
-.178, five of them by chance .245, the five heaviest .112 (that teaches that a heavy neighbour is never the one)."""
+NEGATIVES = 20  # with the positive a shelf of 21: near the 1 in 20 that real shelves are clicked at
+NEAR_NEGATIVES, FURTHER_NEGATIVES, SEEN_NEGATIVES = 4, 12, 1
+"""Of these: co-visited with the shopper's latest items; co-visited with such; looked at before. Together with popular ones they are what the
+scorer ranks: the second kind stands for what the model itself retrieves. Without it nothing taught that such an item may be wrong, and every
+step made the full list worse: Yoochoose-100k, HR@20 on the last day after hourly steps .406, with it .536 (of near ones alone 5 of 15)."""
+NEAR_LATEST = 5  # items whose co-visits count, as in the scorer's source
+FURTHER_AT_ONCE = 4  # items of one neighbour's neighbours: reading them costs more than drawing
 POSITIVES_MAX = 8  # of one purchase with many items
 POPULARITY_POWER = 0.75  # word2vec's: popular items are drawn often, rare ones still are
 POPULARITY_EVERY = 256  # engagement events between refreshes of the popularity that negatives are drawn by
@@ -47,7 +50,7 @@ def replay(
     A repeated click or view of the shopper's latest item is one step with it, as in the fold, and makes no sample; nor does an item
     that no event and no catalog record had named before: no shelf could have held it.
     """
-    past = _Past(catalog, seed, features)
+    past = Past(catalog, seed, features)
     first = _first_sampled(events)
     for sequence, logged in enumerate(events):
         if sequence >= first:
@@ -63,36 +66,55 @@ def _first_sampled(events: list[Logged[Event]]) -> int:
     return engaged[-SAMPLES_MAX] if len(engaged) > SAMPLES_MAX else 0
 
 
-class _Past:
-    """What was known up to now. `sample` reads it, `fold` moves it past one event."""
+class Past:
+    """What was known up to now. `sample` reads it, `fold` moves it past one event.
+
+    Attributes:
+        items: the item side.
+        encoder: the one encoder.
+    """
 
     def __init__(self, catalog: Iterable[CatalogItem], seed: int, features: FeatureSet) -> None:
-        self._features, self._fold, self._encoder = features, Fold(features), Encoder(features)
+        self._features, self._fold, self.encoder = features, Fold(features), Encoder(features)
         self._shoppers: dict[str, ShopperRow] = {}
         self._rows: dict[str, ItemRow] = {}
-        self._items = ItemTable(features)
+        self.items = ItemTable(features)
         for item in catalog:
-            self._items.apply_catalog(item)
+            self.items.apply_catalog(item)
         self._negatives = _Negatives(seed)
 
+    def shopper(self, shopper: str) -> ShopperRow:
+        """The shopper's row: the one held, or an empty one."""
+        return self._shoppers.get(shopper) or self._features.shopper(shopper)
+
     def sample(self, event: Event) -> Sample | None:
+        """The shelf just before `event`; None for an event that makes none (see `replay`)."""
         row = self._shoppers.get(event.shopper)
         if event.event_name not in ENGAGEMENT or row is None or not row.recent_items or event_key(event.event_id) in row.seen:
             return None
-        wanted = list(dict.fromkeys(item.item_id for item in event.items if item.item_id in self._items))[:POSITIVES_MAX]
+        wanted = list(dict.fromkeys(item.item_id for item in event.items if item.item_id in self.items))[:POSITIVES_MAX]
         clicked = event.event_name in ("select_item", "view_item")
         if not wanted or (clicked and wanted == row.recent_items[:1]):
             return None
-        near = [item for item, _ in self._items.neighbours(row.recent_items[0], event.time_ms)]
-        others = self._negatives.draw(near, set(wanted))
+        others = self._others(row, set(wanted), event.time_ms)
         # Whether a shopper who carts or buys here would have clicked is not known: those clicks are events of their own.
         label = [1.0 if clicked else UNKNOWN, float(event.event_name == "add_to_cart"), float(event.event_name == "purchase")]
         miss = [0.0 if clicked else UNKNOWN, 0.0, 0.0]
-        shopper = self._encoder.shopper(row, event.time_ms)
-        candidates = self._encoder.candidates(row, self._items.columns(wanted + others, row, event.time_ms), event.time_ms)
+        shopper = self.encoder.shopper(row, event.time_ms)
+        candidates = self.encoder.candidates(row, self.items.columns(wanted + others, row, event.time_ms), event.time_ms)
         return Sample(shopper | candidates, [label] * len(wanted) + [miss] * len(others), served=False)
 
+    def _others(self, row: ShopperRow, wanted: set[str], time_ms: int) -> list[str]:
+        """Items that might have stood beside those `wanted`."""
+
+        def led_to(recent: list[str]) -> list[str]:
+            return self.items.records.items(self.items.led_to(recent, time_ms)[0])
+
+        seen = list(dict.fromkeys(row.recent_items[1:]))
+        return self._negatives.draw(led_to(row.recent_items[:NEAR_LATEST]), lambda item: led_to([item]), seen, wanted)
+
     def fold(self, logged: Logged[Event], sequence: int) -> None:
+        """Move past `logged`, number `sequence` of the merged order."""
         event = logged.record
         row = self._shoppers.get(event.shopper)
         if row is None:
@@ -104,14 +126,14 @@ class _Past:
             if into is None:  # one merged order, so one contribution an item
                 into = self._rows[touch.item] = self._features.item(touch.item, 0)
             self._fold.item(into, touch, event.event_name, weights, sequence)
-            self._items.apply(into)
+            self.items.apply(into)
         if said.outcome == FOLDED and event.event_name in ENGAGEMENT:
             for shown in event.items:
                 self._negatives.saw(shown.item_id)
 
 
 class _Negatives:
-    """Draws other items: some near the shopper's latest one, the rest by popularity so far."""
+    """Draws other items: near the shopper's latest ones, further, seen before, and the rest by popularity so far."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng([seed, 1])
@@ -125,22 +147,32 @@ class _Negatives:
         self._count[item] = self._count.get(item, 0) + 1
         self._since_refresh += 1
 
-    def draw(self, near: list[str], wanted: set[str]) -> list[str]:
-        """At most NEGATIVES distinct items outside `wanted`."""
+    def draw(self, near: list[str], around: Callable[[str], list[str]], seen: list[str], wanted: set[str]) -> list[str]:
+        """At most NEGATIVES distinct items outside `wanted`: some of `near`, of what is `around` one of these, of `seen`, and popular ones."""
         if self._since_refresh >= POPULARITY_EVERY:
             self._since_refresh = 0
             self._ids = list(self._count)
             self._cumulative = np.cumsum(np.fromiter(self._count.values(), dtype=float) ** POPULARITY_POWER).tolist()
-        pool = [item for item in near if item not in wanted]
-        drawn = dict.fromkeys(pool.pop(int(self._random() * len(pool))) for _ in range(min(NEAR_NEGATIVES, len(pool))))
+        known = wanted.union(near)
+        near = [item for item in near if item not in wanted]
+        drawn = dict.fromkeys(self._some(near, NEAR_NEGATIVES))
+        for _ in range(0, FURTHER_NEGATIVES if near else 0, FURTHER_AT_ONCE):
+            further = [item for item in around(near[int(self._random() * len(near))]) if item not in known and item not in drawn]
+            drawn |= dict.fromkeys(self._some(further, FURTHER_AT_ONCE))
+        drawn |= dict.fromkeys(self._some([item for item in seen if item not in wanted and item not in drawn], SEEN_NEGATIVES))
         for _ in range(2 * NEGATIVES):  # a few draws repeat; a tiny shop has fewer items than are wanted
-            if len(drawn) == NEGATIVES or not self._ids:
+            if len(drawn) >= NEGATIVES or not self._ids:
                 break
             at = bisect_left(self._cumulative, self._random() * self._cumulative[-1])
             item = self._ids[min(at, len(self._ids) - 1)]
             if item not in wanted:
                 drawn[item] = None
         return list(drawn)
+
+    def _some(self, pool: list[str], count: int) -> list[str]:
+        """At most `count` of `pool`, each as likely as the others."""
+        pool = list(pool)
+        return [pool.pop(int(self._random() * len(pool))) for _ in range(min(count, len(pool)))]
 
     def _random(self) -> float:
         if not self._uniform:

@@ -1,7 +1,7 @@
 """The model together with what learning adds: vocabulary, item frequencies and optimiser state. Deterministic on CPU for a given seed."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from features.declarations import Position, Trend
+from features.encoder import Inputs
 from features.feature_set import FeatureSet
 from features.rows import CatalogItem
 from trainer import model
 from trainer.content import Content
-from trainer.model import rank_loss, retrieval_loss
+from trainer.model import rank_loss, retrieval_loss, unit
 from trainer.samples import TASKS, Array, Samples
 from trainer.vocabulary import FIRST_ROW, Limits, Turnover, Vocabulary
 
@@ -148,6 +149,15 @@ class Learner:
         ]
         return np.concatenate(parts) if parts else np.zeros(samples.labels.shape, np.float32)
 
+    def shoppers(self, inputs: Sequence[Inputs]) -> npt.NDArray[np.float32]:
+        """[B, D] unit vectors of shoppers, as `Encoder.shopper` encodes them."""
+        columns = {name: np.stack([one[name] for one in inputs]) for name in ("recent_items", "recent_events", "recent_age")}
+        rows = {"recent_rows": self.rows(columns.pop("recent_items").astype("S"))}
+        found: npt.NDArray[np.float32] = self._shoppers(
+            {name: tf.constant(value) for name, value in (rows | columns).items()}
+        ).numpy()
+        return found
+
     def state(self) -> Arrays:
         """Everything as arrays, by name; copies."""
         return {
@@ -182,6 +192,8 @@ class Learner:
         # Signatures with open sizes: one trace each, whatever the batch.
         self._learn = tf.function(self._learn_eagerly, input_signature=[_specs(self._input_shapes | _LEARN_SHAPES)])
         self._predict = tf.function(self.model.rank, input_signature=[_specs(self._input_shapes)])
+        visit = {name: self._input_shapes[name] for name in ("recent_rows", "recent_events", "recent_age")}
+        self._shoppers = tf.function(lambda inputs: unit(self.model.shopper(inputs)), input_signature=[_specs(visit)])
 
     def _start(self, turnover: Turnover) -> None:
         """Rows given to an item start afresh: no vector, momentum or velocity of the item before stays."""

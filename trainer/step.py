@@ -27,6 +27,7 @@ from trainer import checkpoint, directory, export, releases
 from trainer.checkpoint import Checkpoint, State
 from trainer.compare import compare
 from trainer.gate import Contest, Unseen, Verdict, judge, unservable, unsound
+from trainer.increment import begin, go_on, stirred
 from trainer.intake import Batch, from_clickstream, from_examples
 from trainer.learner import Learner, be_deterministic
 from trainer.log import Offsets
@@ -43,12 +44,7 @@ REFUSED_IN_A_ROW_MAX = 20
 what was refused, and a tenth of opposite labels outweighs the log loss of all the others. What lasts for twenty steps is no flood, but the
 way shoppers behave now, and the refusals have told of it."""
 RECENT_MAX = 500  # the latest shelves, of the step and before: on these a model must not be worse by more than noise
-RESERVOIR_NEW_MAX = 1_024  # of these from one step: a long one must not push out all that came before
-RESERVOIR_MAX = 4_096  # earlier samples learnt from beside new ones; about 10 MB in every checkpoint
 CONSUMED_MAX = 50_000  # request ids remembered: the join delivers twice only around an agent's restart, minutes apart
-BOOTSTRAP_RATES = (3e-3, 3e-3, 1e-3)
-"""Learning rate by epoch. Ranking real candidates on Yoochoose-100k: three epochs HR@20 .607, five .565, six .492: it overfits."""
-STEP_RATE = 1e-3
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,10 +161,7 @@ class Trainer:
         candidate = Learner(self.features, self._settings.seed, self._limits)
         for learner in (self._learner, candidate):  # what the catalog says is not learnt, so a refused model's successor keeps it
             learner.know(batch.catalog)
-        candidate.admit(batch.train, batch.time_ms)
-        candidate.normalise(batch.train)
-        rng = self._rng()
-        loss = [candidate.fit(batch.train, rng, 1, rate) for rate in BOOTSTRAP_RATES][-1]
+        loss = begin(candidate, batch.train, batch.time_ms, self._rng())
         timer.done("learning")
         live = self._learner.predict(self._judged(batch).samples) if self.bootstrapped else None
         return self._release(batch, candidate, live, self._learner.state(), {"loss": loss}, timer)
@@ -193,11 +186,7 @@ class Trainer:
         live = self._learner.predict(self._judged(batch).samples)
         timer.done("judging")
         try:
-            turnover = self._learner.admit(batch.train, batch.time_ms)
-            rng = self._rng()
-            # As many earlier samples as new ones: enough to keep what was learnt, and the new ones still count half.
-            earlier = self._reservoir.take(rng.permutation(self._reservoir.size)[: batch.train.size])
-            loss = self._learner.fit(concat(batch.train, earlier), rng, 1, STEP_RATE)
+            loss, turnover = go_on(self._learner, batch.train, self._reservoir, batch.time_ms, self._rng())
             timer.done("learning")
             return self._release(
                 batch,
@@ -345,12 +334,10 @@ class Trainer:
         return _latest(concat(kept, _latest(batch.unseen, UNSEEN_NEW_MAX)), UNSEEN_MAX)
 
     def _stirred(self, batch: Batch) -> Samples:
-        """The reservoir with the new samples in it, each in the place of any older one, so that its memory fades slowly."""
+        """The reservoir after `batch`; replayed samples give way to a new bootstrap's."""
         rng = np.random.default_rng([self._settings.seed, self._state.steps, 1])
         kept = self._reservoir.take(self._reservoir.served) if batch.kind == "bootstrap" else self._reservoir
-        new = batch.train.take(rng.permutation(batch.train.size)[: RESERVOIR_NEW_MAX if kept.size else RESERVOIR_MAX])
-        room = RESERVOIR_MAX - new.size
-        return concat(kept.take(rng.permutation(kept.size)[:room]), new)
+        return stirred(kept, batch.train, rng)
 
     def _rng(self) -> np.random.Generator:
         """Random numbers of the step to come: the same whenever it is repeated from its checkpoint."""

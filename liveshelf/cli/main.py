@@ -28,6 +28,7 @@ VERBS = {
     "train": "Take a training step now.",
     "models": "List model versions; promote one, to some shoppers or all; roll back.",
     "evaluate": "Tell the next clicks of a recorded log, beside simpler recommenders.",
+    "sync-table": "Tell how much it is worth on a log that weights follow events soon.",
     "model-server": "Serve any SavedModel over TensorFlow Serving's API.",
     "simulate": "Let simulated shoppers visit the shop.",
     "demo": "Run the whole loop once, from an empty shop to a model that has learned.",

@@ -110,6 +110,18 @@ def read_otto(file: IO[bytes], number: int) -> Iterator[LogEvent | tuple[int, st
 READERS: dict[str, Reader] = {"yoochoose": read_yoochoose, "otto": read_otto}
 
 
+def _files(directory: Path) -> list[Path]:
+    return sorted(part for part in directory.iterdir() if part.is_file())
+
+
+def _digest(path: Path) -> str:
+    """Of a file, or of a directory's files in their order."""
+    if path.is_dir():
+        return hashlib.sha256("".join(_digest(part) for part in _files(path)).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _lines(file: IO[bytes], first: int) -> Iterator[tuple[int, bytes]]:
     """Line numbers and lines, empty ones left out."""
     for number, text in enumerate(iter(lambda: file.readline(LINE_BYTES_MAX), b""), first):
@@ -121,7 +133,8 @@ class ClickLog:
     """A log, read and sorted by time. Close it to free its temporary file."""
 
     def __init__(self, path: Path, format_: str, member: str = "") -> None:
-        """Read a plain file, or those files of a tar archive (`.tar`, `.tar.gz`, `.tar.xz`) whose name is or ends with `member`.
+        """Read a plain file, the files of a directory, or those files of a tar archive (`.tar`, `.tar.gz`, `.tar.xz`) whose name is or ends
+        with `member`.
 
         Raises:
             InvalidEventError: the file cannot be read, or is not in this format; names the first offending line.
@@ -135,8 +148,7 @@ class ClickLog:
             "CREATE TABLE event (time_ms INTEGER, file INTEGER, line INTEGER, part INTEGER, session TEXT, item TEXT, name TEXT)"
         )
         try:
-            with path.open("rb") as file:
-                self.digest = hashlib.file_digest(file, "sha256").hexdigest()
+            self.digest = _digest(path)
             self._read_files(path, member)
         except (OSError, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
             raise InvalidEventError(
@@ -162,6 +174,11 @@ class ClickLog:
         self._database.close()
 
     def _read_files(self, path: Path, member: str) -> None:
+        if path.is_dir():
+            for number, part in enumerate(_files(path)):
+                with part.open("rb") as file:
+                    self._read(file, part.name, number)
+            return
         if not tarfile.is_tarfile(path):
             if member:
                 raise InvalidEventError("--member", member, f"no member: {path.name} is not a tar archive")

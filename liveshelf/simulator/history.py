@@ -10,6 +10,7 @@ from liveshelf.simulator.shop import Floats, Shop
 from liveshelf.simulator.visits import Identity, Page, Shelf, SimulatedEvent, merchandised, to_event
 
 DAY_MS = 24 * 3_600_000
+START_MS = 1_700_000_000_000  # when the shop opens to visitors, where nothing else is real time; the history lies before
 VISITS_PER_SHOPPER_DAY = 0.7  # 400 shoppers over a week make 1,960 visits and about 18,000 events
 # Share of visits by hour of the day before "now": quiet in the middle, busy at both ends, so that decay and trends have a shape.
 HOURS: Floats = 1.0 + 0.6 * np.cos(2.0 * np.pi * (np.arange(24) + 0.5) / 24.0)
@@ -22,7 +23,7 @@ def history(shop: Shop, days: float, sign_in_share: float = 0.0) -> list[Simulat
     """
     rng = np.random.default_rng([shop.seed, 2])
     count = max(1, round(len(shop.shoppers) * days * VISITS_PER_SHOPPER_DAY))
-    starts = np.sort(-days + _times(rng, count, days))
+    starts = np.sort(-days + moments(rng, count, days))
     visitors = rng.choice(len(shop.shoppers), size=count, p=shop.activity)
     events: list[SimulatedEvent] = []
     for number, (day, shopper) in enumerate(zip(starts.tolist(), visitors.tolist(), strict=True)):
@@ -46,7 +47,7 @@ def shifted(events: Iterable[SimulatedEvent], by_ms: int) -> list[SimulatedEvent
     return [msgspec.structs.replace(event, timestamp_micros=event.timestamp_micros + by_ms * 1_000) for event in events]
 
 
-def _times(rng: np.random.Generator, count: int, days: float) -> Floats:
+def moments(rng: np.random.Generator, count: int, days: float) -> Floats:
     """float [count]: moments in [0, days), denser in the busy hours."""
     hours = rng.choice(24, size=count, p=HOURS / HOURS.sum()) + rng.random(count)
     whole = rng.integers(0, max(1, int(np.ceil(days))), count)

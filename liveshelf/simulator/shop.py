@@ -67,17 +67,18 @@ class Shopper(msgspec.Struct, frozen=True):
 
 
 class Shop:
-    """A catalog and its shoppers. Same arguments, same shop.
+    """A catalog and its shoppers. Same arguments, same shop. Tastes turn `drift` times as fast as DRIFT_PERIOD_DAYS says; 0: never.
 
     Attributes:
         catalog: I records, `time_ms` 0 (stamped when sent).
         category, brand: int [I], indices into AISLES and BRANDS.
-        appeal: float [I], what all shoppers see in an item alike.
+        appeal: float [I], what all shoppers see in an item alike on day 0.
         activity: float [S], share of the visits that each shopper makes.
     """
 
-    def __init__(self, seed: int, items: int = 600, shoppers: int = 400) -> None:
+    def __init__(self, seed: int, items: int = 600, shoppers: int = 400, drift: float = 1.0) -> None:
         assert items > 0, items
+        assert drift >= 0, drift
         assert shoppers > 0, shoppers
         self.seed = seed
         rng = np.random.default_rng([seed, 0])
@@ -93,7 +94,11 @@ class Shop:
         self._category_taste = rng.normal(0.0, CATEGORY_TASTE, (2, shoppers, len(AISLES)))
         self._brand_taste = rng.normal(0.0, BRAND_TASTE, (2, shoppers, len(BRANDS)))
         self._purse = rng.normal(0.0, 0.8, shoppers)
-        self._turn_per_day = 2.0 * np.pi / rng.uniform(*DRIFT_PERIOD_DAYS, shoppers)
+        self._turn_per_day = drift * 2.0 * np.pi / rng.uniform(*DRIFT_PERIOD_DAYS, shoppers)
+        # Fashion: what all see in an item turns as tastes do, towards another appeal of the same spread.
+        rng = np.random.default_rng([seed, 12])
+        self._fashion: Floats = np.stack([self.appeal, rng.normal(0.0, APPEAL, items)])
+        self._fashion_per_day = drift * 2.0 * np.pi / rng.uniform(*DRIFT_PERIOD_DAYS, items)
 
     def _stock(self, rng: np.random.Generator, items: int) -> None:
         self.category: Ints = np.arange(items) % len(AISLES)
@@ -131,9 +136,13 @@ class Shop:
         return (  # type: ignore[no-any-return]
             self.category_taste(shopper, day)[self.category]
             + self.brand_taste(shopper, day)[self.brand]
-            + self.appeal
+            + self._appeal_on(day)
             - PRICE_TASTE * purse
         )
+
+    def _appeal_on(self, day: float) -> Floats:
+        angle = self._fashion_per_day * day
+        return np.asarray(np.cos(angle) * self._fashion[0] + np.sin(angle) * self._fashion[1])
 
     def _turned(self, taste: Floats, shopper: int, day: float) -> Floats:
         angle = self._turn_per_day[shopper] * day

@@ -215,7 +215,7 @@ def test_weights_that_are_not_numbers_are_refused(settings: Settings, shop: Plan
     """A rate this large drives the weights out of range within the step."""
     live, version = weights(settings), directory.live_version(settings.model_path)
     give(settings, shop.examples(60, "wild"))
-    monkeypatch.setattr("trainer.step.STEP_RATE", float("inf"))
+    monkeypatch.setattr("trainer.increment.STEP_RATE", float("inf"))
     result = Trainer(settings, FEATURES).step()
     assert result.outcome == "refused"
     assert "not finite" in result.reason

@@ -1,5 +1,6 @@
 """Replayed samples: what was known just before each event, and nothing of it or of what came after."""
 
+from collections import Counter
 from itertools import islice
 
 import numpy as np
@@ -9,7 +10,15 @@ from features.fold import Fold
 from features.items import ItemTable
 from features.rows import ItemRow, ShopperRow
 from tests.planted_shop import FEATURES, T0, PlantedShop, fold_into
-from trainer.bootstrap import NEGATIVES, merge, replay
+from trainer.bootstrap import (
+    FURTHER_NEGATIVES,
+    NEAR_NEGATIVES,
+    NEGATIVES,
+    SEEN_NEGATIVES,
+    _Negatives,
+    merge,
+    replay,
+)
 from trainer.log import Logged
 from trainer.samples import Sample
 
@@ -71,6 +80,23 @@ def test_the_event_is_the_positive_and_the_rest_are_distinct_others() -> None:
         task = {"view_item": 0, "add_to_cart": 1, "purchase": 2}[event.event_name]
         assert [labels[task] for labels in sample.labels] == [1.0] + [0.0] * (len(items) - 1)
         assert not sample.served
+
+
+def test_negatives_are_of_every_kind_that_the_scorer_ranks() -> None:
+    """Neighbours, neighbours of these, one seen before, and popular ones for the rest; none wanted, none twice."""
+    near, further, seen = [f"n{k}" for k in range(30)], [f"f{k}" for k in range(40)], ["s0", "s1", "n3"]
+    negatives = _Negatives(seed=1)
+    for k in range(100):
+        negatives.saw(f"p{k}")
+    drawn = negatives.draw(near, lambda item: [*further, *near, "w"] if item in near else [], seen, {"w", "n0"})
+    kinds = Counter(item[0] for item in drawn if item not in seen)
+    assert len(drawn) == len(set(drawn)) == NEGATIVES
+    assert not {"w", "n0"} & set(drawn)
+    assert (kinds["n"], kinds["f"]) in ((NEAR_NEGATIVES, FURTHER_NEGATIVES), (NEAR_NEGATIVES - 1, FURTHER_NEGATIVES)), (
+        "n3 is seen, too"
+    )
+    assert sum(item in seen for item in drawn) in (SEEN_NEGATIVES, SEEN_NEGATIVES + 1)
+    assert kinds["p"] >= NEGATIVES - NEAR_NEGATIVES - FURTHER_NEGATIVES - SEEN_NEGATIVES
 
 
 def test_the_same_seed_draws_the_same_samples() -> None:
