@@ -3,6 +3,7 @@
 VERBS = {
     "list": "List model versions: outcome, reason and metrics of each, and which one is live.",
     "show": "Show which version answers whom, or one version's release.",
+    "diff": "Set two versions side by side: what made them, and which is better.",
     "promote": "Have a version answer everybody, or a share of the shoppers as a canary.",
     "rollback": "End the canary; without one, go back to the version before.",
     "pin": "Hold a version: newer ones wait.",

@@ -1,0 +1,185 @@
+"""Two versions side by side: settings, code, lineage, figures, shapes, operations, item tables, and which of them is better.
+
+What stands in the releases is compared as it stands. Quality is measured anew, since the figures of two releases are of different shelves:
+both versions answer, in one model server, the shelves that the trainer keeps to judge by, which neither has learnt from.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tensorflow as tf
+
+from liveshelf.errors import LiveshelfError, NotFoundError
+from liveshelf.settings import Settings
+from streams.records import Lineage, Release
+from trainer import checkpoint
+from trainer.compare import Comparison, Worse, compare
+from trainer.samples import Samples
+from trainer.trial import NotServedError, Trial
+
+NAMED_MAX = 20  # items by name; all of them are counted
+IDS = "ids/.ATTRIBUTES/VARIABLE_VALUE"  # the served item table's ids, in a SavedModel's variables (see export)
+
+
+class Quality(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the second version beside the first, for one objective; below 0 where the second is better."""
+
+    objective: str
+    shelves: int
+    actions: int
+    log_loss: Worse
+    """Relative to the first's, with bounds (see `compare`)."""
+    order: Worse | None
+    """More pairs in the wrong order, as a share."""
+    calibration: tuple[float, float]
+    """Chances over actions, of the first and the second; 1 is right."""
+
+
+class Items(msgspec.Struct, frozen=True, kw_only=True):
+    """The tables of items that the two know."""
+
+    counts: tuple[int, int]
+    added: int
+    """Known to the second only."""
+    removed: int
+    added_first: list[str]
+    """Some of them by name."""
+    removed_first: list[str]
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """From `first` to `second`. Pairs are (first, second); what is equal is left out of the mappings."""
+
+    first: int
+    second: int
+    lineage: dict[str, tuple[Any, Any]]
+    settings: dict[str, tuple[Any, Any]]
+    code: dict[str, tuple[Any, Any]]
+    offsets: dict[str, tuple[Any, Any]]
+    metrics: dict[str, tuple[Any, Any]]
+    """As each was judged when it was made, on the shelves of that time."""
+    shapes: dict[str, tuple[Any, Any]]
+    operations: tuple[list[str], list[str]]
+    """That only the first has, and only the second."""
+    items: Items | None
+    quality: list[Quality]
+    missing: list[str]
+    """What could not be compared, and why."""
+
+
+def diff(settings: Settings, history: Sequence[Release], first: int, second: int) -> Difference:
+    """Compare two versions, as the releases, the model directory and the trainer's checkpoint know them.
+
+    Raises:
+        NotFoundError: the log knows no such version.
+        UnavailableError: the model server that both are asked in did not come up.
+    """
+    one, other = (_made(history, version) for version in (first, second))
+    missing: list[str] = []
+    items, quality = None, []
+    gone = [version for version in (first, second) if not (settings.model_path / str(version)).is_dir()]
+    if gone:
+        missing.append(f"items and quality: version {gone[0]} is no longer in the model directory")
+    elif one.feature_version != other.feature_version:
+        items = compared_items(*(_ids(settings.model_path / str(v)) for v in (first, second)))
+        missing.append(f"quality: they learnt from different features, {one.feature_version} and {other.feature_version}")
+    else:
+        items = compared_items(*(_ids(settings.model_path / str(v)) for v in (first, second)))
+        try:
+            quality = _quality(settings, one, other)
+        except LiveshelfError as error:
+            if not isinstance(error, NotFoundError | NotServedError):
+                raise
+            missing.append(f"quality: {error}")
+    return difference(one, other, items, quality, missing)
+
+
+def difference(one: Release, other: Release, items: Items | None, quality: list[Quality], missing: list[str]) -> Difference:
+    """Of what stands in two releases, and what was found out besides. Pure."""
+    made, made_other = (release.lineage for release in (one, other))
+    for release in (one, other):
+        if release.lineage is None:
+            missing = [*missing, f"lineage: version {release.version} was made before it was told"]
+
+    def of(name: str) -> tuple[Any, Any]:
+        return tuple({} if lineage is None else getattr(lineage, name) for lineage in (made, made_other))  # type: ignore[return-value]
+
+    operations = [set(lineage.operations) if lineage else set() for lineage in (made, made_other)]
+    return Difference(
+        first=one.version,
+        second=other.version,
+        lineage=_changed(_lineage(one, made), _lineage(other, made_other)),
+        settings=_changed(*of("settings")),
+        code=_changed(*of("code")),
+        offsets=_changed(one.offsets, other.offsets),
+        metrics=_changed(one.metrics, other.metrics),
+        shapes=_changed(*of("shapes")),
+        operations=(sorted(operations[0] - operations[1]), sorted(operations[1] - operations[0])),
+        items=items,
+        quality=quality,
+        missing=missing,
+    )
+
+
+def compared_items(one: Sequence[bytes], other: Sequence[bytes]) -> Items:
+    known, known_other = set(one), set(other)
+    added, removed = sorted(known_other - known), sorted(known - known_other)
+    return Items(
+        counts=(len(known), len(known_other)),
+        added=len(added),
+        removed=len(removed),
+        added_first=[item.decode(errors="replace") for item in added[:NAMED_MAX]],
+        removed_first=[item.decode(errors="replace") for item in removed[:NAMED_MAX]],
+    )
+
+
+def _made(history: Sequence[Release], version: int) -> Release:
+    """The release of `version`, as the gate told it: what a canary showed comes later."""
+    found = next((release for release in history if release.version == version), None)
+    if found is None:
+        raise NotFoundError(f"the log knows no version {version}; `liveshelf models` lists those that there are")
+    return found
+
+
+def _lineage(release: Release, made: Lineage | None) -> dict[str, Any]:
+    names = ("kind", "step", "retried", "held_back", "items", "weights")
+    told = {name: getattr(made, name) for name in names} if made is not None else {}
+    plain = {name: getattr(release, name) for name in ("parent", "outcome", "reason", "examples", "feature_version", "time_ms")}
+    return plain | told
+
+
+def _changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Name → both values, None where there is none; those that are equal left out."""
+    return {
+        name: (one.get(name), other.get(name)) for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)
+    }
+
+
+def _ids(version: Path) -> list[bytes]:
+    found: list[bytes] = tf.train.load_checkpoint(str(version / "variables" / "variables")).get_tensor(IDS).tolist()
+    return found
+
+
+def _quality(settings: Settings, one: Release, other: Release) -> list[Quality]:
+    found = checkpoint.load_latest(checkpoint.path_of(settings, one.feature_version))
+    if found is None or not found.checkpoint.unseen.size:
+        raise NotFoundError("the trainer has set no shelves aside yet")
+    samples: Samples = found.checkpoint.unseen
+    with Trial() as trial:
+        trial.load("live", one.version, settings.model_path / str(one.version))
+        trial.load("candidate", other.version, settings.model_path / str(other.version))
+        compared = compare(samples, trial.chances("candidate", samples), trial.chances("live", samples))
+    return [_row(c) for c in compared if c.task != "all"] or [_row(c) for c in compared]
+
+
+def _row(c: Comparison) -> Quality:
+    return Quality(
+        objective=c.task,
+        shelves=c.shelves,
+        actions=c.positives,
+        log_loss=c.log_loss,
+        order=c.order,
+        calibration=(c.live_calibration, c.calibration),
+    )
