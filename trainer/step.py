@@ -34,6 +34,7 @@ from trainer.log import Offsets
 from trainer.retry import Retry, nothing
 from trainer.samples import Array, Samples, concat, empty
 from trainer.screen import Suspect
+from trainer.tensorboard import Board
 from trainer.vocabulary import Limits
 
 log = structlog.get_logger()
@@ -162,6 +163,7 @@ class Trainer:
         self.features = features
         self._settings = settings
         self._checkpoints = checkpoint.path_of(settings, features.version)
+        self._board = Board(settings.tensorboard_dir) if settings.tensorboard_dir else None
         self._limits = Limits(settings.train_items_max, settings.train_item_sightings_min, settings.train_item_unused_days_max)
         self._learner = Learner(features, settings.seed, self._limits)
         self._state = State(feature_version=features.version, steps=0, live_version=0, last_version=0, offsets={}, consumed=[])
@@ -381,6 +383,8 @@ class Trainer:
 
     def _tell(self, release: Release) -> None:
         releases.publish(self._settings, release)
+        if self._board is not None:
+            self._board.tell(release)
 
     def _save(self, batch: Batch, held_back: HeldBack, weights: checkpoint.Arrays, release: Release | None, retry: Retry) -> None:
         """Checkpoint the state after `batch`, and only then take it over. A refused batch leaves the reservoir as it was."""
