@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import tensorflow as tf
 
 from liveshelf.errors import LiveshelfError, NotFoundError
@@ -16,6 +17,7 @@ from liveshelf.settings import Settings
 from streams.records import Lineage, Release
 from trainer import checkpoint
 from trainer.compare import Comparison, Worse, compare
+from trainer.gate import UNSEEN_MIN
 from trainer.samples import Samples
 from trainer.trial import NotServedError, Trial
 
@@ -167,6 +169,8 @@ def _quality(settings: Settings, one: Release, other: Release) -> list[Quality]:
     if found is None or not found.checkpoint.unseen.size:
         raise NotFoundError("the trainer has set no shelves aside yet")
     samples: Samples = found.checkpoint.unseen
+    if samples.served.sum() >= UNSEEN_MIN:  # real shelves say more than replayed ones, as soon as there are some
+        samples = samples.take(np.flatnonzero(samples.served))
     with Trial() as trial:
         trial.load("live", one.version, settings.model_path / str(one.version))
         trial.load("candidate", other.version, settings.model_path / str(other.version))

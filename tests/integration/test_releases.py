@@ -1,16 +1,21 @@
 """Releases on a real Kafka: what a version was made of, made again from that, and set beside another; the card that stands beside it."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from liveshelf.errors import NotFoundError
 from liveshelf.settings import Settings
 from streams.records import Release
-from streams.topics import CATALOG, CLICKSTREAM, TRAINING_EXAMPLES
-from tests.integration.test_trainer import at_the_end, give, produce, weights
+from streams.topics import CATALOG, CLICKSTREAM, TRAINING_EXAMPLES, kafka_config
+from tests.conftest import broker
+from tests.integration.test_trainer import give, produce, weights
 from tests.planted_shop import FEATURES, PlantedShop
 from trainer import checkpoint, directory, lineage, releases
 from trainer.diff import diff
@@ -24,17 +29,22 @@ STEP = 500
 
 
 @pytest.fixture(scope="module")
-def made(kafka: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, list[Release]]:
-    """A bootstrap, a clean step, a poisoned one, reads of nothing but what is set aside, and a clean step that also learns from what was refused
-    (or not): every way in which a trainer's state moves on."""
-    settings = replace(kafka, data_dir=str(tmp_path_factory.mktemp("releases") / "data"), model_name="releases", train_interval_s=0)
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, list[Release]]]:
+    """On a broker of its own, whose log holds nothing of other tests."""
+    with broker(tmp_path_factory.mktemp("releases")) as kafka:
+        settings = replace(kafka, data_dir=f"{kafka.data_dir}/data", model_name="releases", train_interval_s=0)
+        yield settings, _history(settings)
+
+
+def _history(settings: Settings) -> list[Release]:
+    """A bootstrap, a clean step, a poisoned one, a read of nothing but what is set aside, a clean step, with what was refused and without, and
+    one more: every way in which a trainer's state moves on."""
     shop = PlantedShop(seed=8)
     produce(settings, CATALOG, shop.catalog(), "item_id")
     produce(settings, CLICKSTREAM, shop.events(1_500), "shopper")
-    first = Trainer(settings, FEATURES).step()
-    assert first.outcome == "promoted", first.reason
-    at_the_end(settings)
     trainer = Trainer(settings, FEATURES)
+    first = trainer.step()
+    assert first.outcome == "promoted", first.reason
     outcomes = []
     for name, poisoned in (("one", False), ("two", True), ("aside", False), ("three", False)):
         examples = shop.examples(STEP, f"releases-{name}", poisoned=poisoned)
@@ -45,7 +55,7 @@ def made(kafka: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Set
         give(settings, examples)
         outcomes.append(trainer.step().outcome)
     assert outcomes == ["promoted", "refused", "nothing_to_learn", "promoted", "promoted"]
-    return settings, releases.history(settings)
+    return releases.history(settings)
 
 
 def test_a_release_says_what_the_version_was_made_of(made: tuple[Settings, list[Release]]) -> None:
@@ -99,14 +109,6 @@ def test_another_lineage_makes_other_weights(made: tuple[Settings, list[Release]
         reproduce(settings, FEATURES, history[1:], history[-1].version, tmp_path / "none")
 
 
-def test_what_is_no_longer_in_the_log_is_said(made: tuple[Settings, list[Release]], tmp_path: Path) -> None:
-    settings, history = made
-    lost = key(TRAINING_EXAMPLES, 0)
-    early = [replace(r, offsets=r.offsets | {lost: -1}) if r.version == 1 else r for r in history]
-    with pytest.raises(NotFoundError, match="no longer in the log"):
-        reproduce(settings, FEATURES, early, 2, tmp_path / "again")
-
-
 def test_two_versions_side_by_side(made: tuple[Settings, list[Release]], tmp_path: Path) -> None:
     settings, history = made
     first, second = history[0].version, history[-1].version
@@ -154,8 +156,6 @@ def test_the_card_stands_beside_the_version(made: tuple[Settings, list[Release]]
 
 def test_a_model_directory_that_is_deleted_comes_back_with_its_card(made: tuple[Settings, list[Release]], tmp_path: Path) -> None:
     """While serving: the trainer writes the live version anew at its next step, and goes on."""
-    import shutil
-
     settings, history = made
     shutil.copytree(settings.data_path, tmp_path / "data")
     twin = replace(settings, data_dir=str(tmp_path / "data"))
@@ -168,3 +168,15 @@ def test_a_model_directory_that_is_deleted_comes_back_with_its_card(made: tuple[
     assert (twin.model_path / str(live) / "assets.extra" / "model_card.md").is_file()
     assert lineage.hash_of(weights(twin)) == history[-1].lineage.weights  # type: ignore[union-attr]
     assert checkpoint.load_latest(checkpoint.path_of(twin, FEATURES.version)) is not None
+
+
+def test_what_is_no_longer_in_the_log_is_said(made: tuple[Settings, list[Release]], tmp_path: Path) -> None:
+    """Retention has passed the first served step; the last test here, since nothing can be made again afterwards."""
+    settings, history = made
+    partition = next(p for p in range(settings.partitions) if history[1].offsets[key(TRAINING_EXAMPLES, p)])
+    at = history[1].offsets[key(TRAINING_EXAMPLES, partition)] + 1
+    admin = AdminClient(kafka_config(settings))
+    for future in admin.delete_records([TopicPartition(TRAINING_EXAMPLES, partition, at)]).values():
+        future.result()
+    with pytest.raises(NotFoundError, match=f"begins at offset {at}, .* no longer in the log"):
+        reproduce(settings, FEATURES, history, history[-1].version, tmp_path / "again")
