@@ -137,11 +137,10 @@ class LogReader(Generic[Record]):
             name = key(self._topic, p)
             start = self.offsets.get(name, low)
             if self._until is not None:
-                if start < low:
-                    raise NotFoundError(
-                        f"{name} begins at offset {low}, and {start} is wanted: what was read then is no longer in the log"
-                    )
-                high = min(high, self._until.get(name, start))
+                until = self._until.get(name, start)
+                if low > until > 0 if name not in self.offsets else start < min(low, until):
+                    raise NotFoundError(f"{name} begins at offset {low}, and was read up to {until}: that is no longer in the log")
+                high = min(high, until)
             if start < low or start > high:
                 log.warning("log_gap", partition=name, wanted=start, first=low, next=high)  # deleted by retention, or a new cluster
                 start = low

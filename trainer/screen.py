@@ -1,4 +1,6 @@
-"""Finds items whose clicks cannot be believed before anything is learnt from them: those of a seller's bots, say. Pure.
+"""Bounds what any one shopper and any one item can do to a step, before anything is learnt from it. Pure.
+
+A shopper counts with so many shelves and no more. And items whose clicks cannot be believed are found: those of a seller's bots, say.
 
 The gate judges models on shelves of all shoppers, on which one item has a place in fifty: what is done to that item alone is hard to see
 there. Here each item's clicks are set beside those that the live model expects of the very same shelves and shoppers, so that an item
@@ -7,6 +9,8 @@ whether the model's chances are right on the whole. As trimming does in robust s
 what any one item can do to a step, whoever clicks, and however many they are.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +30,10 @@ BELIEVED_AFTER = 20
 `step`), and each of the releases has told of it."""
 
 
+SHOPPER_SHARE_MAX, SHOPPER_SHELVES_MIN = 0.02, 20
+"""Of a step's shelves that one shopper may make up; and in number, so that a shop with few shoppers learns from them, too."""
+
+
 class Suspect(NamedTuple):
     item: bytes
     shown: int
@@ -35,6 +43,19 @@ class Suspect(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.item.decode(errors='replace')} got {self.clicks} clicks of {self.shown}, {self.expected:.0f} were expected"
+
+
+def within_weight(shoppers: Sequence[str]) -> Array:
+    """Rows of the first shelves of each shopper, as many as one may have: a crawler's ten thousandth click says no more than its tenth, and
+    half of a step made by one visitor would be the whole step's lesson."""
+    most = max(SHOPPER_SHELVES_MIN, int(SHOPPER_SHARE_MAX * len(shoppers)))
+    counts: Counter[str] = Counter()
+    rows = []
+    for row, shopper in enumerate(shoppers):
+        counts[shopper] += 1
+        if counts[shopper] <= most:
+            rows.append(row)
+    return np.array(rows, np.int64)
 
 
 def suspects(samples: Samples, chances: Array) -> list[Suspect]:

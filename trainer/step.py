@@ -69,7 +69,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     trained: int
     held_out: int
     held_back: int = 0
-    """With clicks that cannot be believed (see `screen`): neither learnt from nor judged by."""
+    """With clicks that cannot be believed, or beyond what one shopper may weigh (see `screen`): neither learnt from nor judged by."""
     duplicates: int
     unusable: int
     """Not decodable, of another feature version, or with features that are not finite numbers."""
@@ -288,7 +288,7 @@ class Trainer:
             self._save(batch, held_back, weights, None, self._retry)
             reason = (
                 f"{batch.consumed} new examples: {batch.unseen.size} set aside for judging, {batch.duplicates} already consumed, "
-                f"{batch.unusable} unusable{held_back.told}"
+                f"{batch.unusable} unusable{_crowded(batch)}{held_back.told}"
             )
         return self._result(batch, "nothing_to_learn", reason, self._state.live_version, {}, timer, held_back=held_back.shelves)
 
@@ -313,13 +313,19 @@ class Trainer:
         items = len(candidate.table()[0])
         tried = self._tried(made, place, version, items) if made.verdict.promoted else Tried(made.verdict, {}, [])
         timer.done("trying")
-        metrics = made.metrics | made.quality.figures | tried.figures | made.held_back.figures | {"retried": float(made.retried)}
+        metrics = (
+            made.metrics
+            | made.quality.figures
+            | tried.figures
+            | made.held_back.figures
+            | {"retried": float(made.retried), "crowded": float(batch.crowded)}
+        )
         release = Release(
             model=settings.model_name,
             version=version,
             parent=parent,
             outcome="promoted" if tried.verdict.promoted else "refused",
-            reason=tried.verdict.reason + made.held_back.told,
+            reason=tried.verdict.reason + _crowded(batch) + made.held_back.told,
             metrics={name: value for name, value in metrics.items() if np.isfinite(value)},  # JSON has no NaN; the reason names it
             offsets=batch.offsets,
             examples=batch.train.size + made.retried,
@@ -342,7 +348,9 @@ class Trainer:
         promoted = tried.verdict.promoted
         if promoted:
             card.write(place, release)
-        retry = made.retry if promoted or batch.kind == "bootstrap" else made.retry.with_refused(batch.train)
+            retry = made.retry
+        else:
+            retry = self._retry if batch.kind == "bootstrap" else self._retry.refused_again().with_refused(batch.train)
         self._save(batch, made.held_back, state if promoted else before, release, retry)
         timer.done("checkpointing")
         if promoted:
@@ -429,15 +437,24 @@ class Trainer:
         told = release is None or any(_same(release, other) for other in history)
         missing = self._state.live_version not in directory.versions(path)
         if self.bootstrapped and missing and (not told or not directory.versions(path)):  # or someone cleared the model directory
-            place = directory.partial(path, self._state.live_version)
-            export.write(self._learner, place, self._state.live_version, self._settings.model_name)
-            if release is not None and release.version == self._state.live_version:
-                card.write(place, release)
-            directory.publish(place, self._state.live_version)
+            self._write_live()
         directory.discard(path)
         if release is not None and not told:
             self._tell(release)
         self._unfinished = False
+
+    def _write_live(self) -> None:
+        """Put the live version into the model directory, which lacks it or is gone."""
+        path, version, release = self._settings.model_path, self._state.live_version, self._state.release
+        gone = not path.exists()
+        place = directory.anew(path, version) if gone else directory.partial(path, version)
+        export.write(self._learner, place, version, self._settings.model_name)
+        if release is not None and release.version == version:
+            card.write(place, release)
+        if gone:
+            directory.appear(place, path)
+        else:
+            directory.publish(place, version)
 
     def _judged(self, batch: Batch) -> Judged:
         """What earlier steps set aside, and what `batch` does; a new bootstrap's replayed ones take the place of the one before's."""
@@ -483,7 +500,7 @@ class Trainer:
             consumed=batch.consumed,
             trained=batch.train.size,
             held_out=batch.unseen.size,
-            held_back=held_back,
+            held_back=batch.crowded + held_back,
             duplicates=batch.duplicates,
             unusable=batch.unusable,
             seconds=timer.seconds,
@@ -492,6 +509,11 @@ class Trainer:
             offsets=batch.offsets,
             checkpoints_skipped=skipped,
         )
+
+
+def _crowded(batch: Batch) -> str:
+    """For the end of a reason."""
+    return f"; {batch.crowded} examples left out, beyond what one shopper may weigh" if batch.crowded else ""
 
 
 def _latest(samples: Samples, most: int) -> Samples:

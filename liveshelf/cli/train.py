@@ -89,6 +89,7 @@ def result_table(result: dict[str, Any]) -> "Table":
         f"{read} read": result["consumed"],
         "learnt from": result["trained"],
         "set aside": result["held_out"],
+        "held back": result["held_back"],
         "already consumed": result["duplicates"],
         "unusable": result["unusable"],
         "seconds": f"{result['seconds']:.1f}",

@@ -57,6 +57,13 @@ def half_of_all_clicks(shop: PlantedShop, examples: list[Example]) -> list[Examp
     return one_item(shop, examples)
 
 
+def crawler(shop: PlantedShop, examples: list[Example]) -> list[Example]:
+    """Half of the shelves are one visitor's, who clicks on all but what people click on."""
+    return [
+        replace(e, shopper="crawler", clicked=[1 - label for label in e.clicked]) if n % 2 else e for n, e in enumerate(examples)
+    ]
+
+
 def exploding(shop: PlantedShop, examples: list[Example]) -> list[Example]:
     """Half of the examples hold features a thousand times what they were, which is just about possible, and labels that say nothing."""
 
@@ -116,7 +123,7 @@ def served(settings: Settings, version: int, shelves: Samples) -> Any:
 
 
 @pytest.mark.parametrize(
-    "poison", [flipped, some_flipped, bots, one_item, half_of_all_clicks, exploding], ids=lambda poison: poison.__name__
+    "poison", [flipped, some_flipped, bots, one_item, half_of_all_clicks, crawler, exploding], ids=lambda poison: poison.__name__
 )
 def test_no_worse_model_is_served(ready: Ready, poison: Callable[[PlantedShop, list[Example]], list[Example]]) -> None:
     settings, shop, trainer = ready
@@ -138,6 +145,8 @@ def test_no_worse_model_is_served(ready: Ready, poison: Callable[[PlantedShop, l
         of_wanted = clean.candidates == WANTED.encode()
         chance = served(settings, directory.live_version(settings.model_path), clean)[of_wanted][:, 0].mean()
         assert chance < WANTED_TIMES_MAX * standard[of_wanted][:, 0].mean()
+    elif poison is crawler:
+        assert all("beyond what one shopper may weigh" in result.reason for result in results), results
     elif poison is not exploding:  # that does little harm, and may be promoted
         assert len(refused) == POISONED_STEPS, [(result.outcome, result.reason) for result in results]
     if poison is not exploding:

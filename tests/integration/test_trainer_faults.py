@@ -22,10 +22,11 @@ from serving.model_server.manager import POLL_S
 from streams.records import Example
 from streams.topics import CLICKSTREAM
 from tests.conftest import broker, free_port
-from tests.integration.test_trainer import elsewhere, equal, give, produce, weights
+from tests.integration.test_trainer import at_the_end, elsewhere, equal, give, produce, weights
 from tests.live_shop import role, until
 from tests.planted_shop import FEATURES, T0, PlantedShop
 from trainer import directory, export
+from trainer.screen import SHOPPER_SHELVES_MIN
 from trainer.step import Trainer
 
 replace = msgspec.structs.replace
@@ -83,8 +84,9 @@ def learnt(own: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Set
     produce(settings, CLICKSTREAM, shop.events(1_500), "shopper")
     trainer = Trainer(settings, FEATURES)
     trainer.step()
-    give(settings, shop.examples(700, "learnt"))
-    assert trainer.step().outcome == "promoted"
+    for n in range(3):  # enough set aside to tell an honest small step from a worse one
+        give(settings, shop.examples(700, f"learnt{n}"))
+        assert trainer.step().outcome == "promoted"
     return settings, shop
 
 
@@ -114,7 +116,7 @@ def of_all(label: int) -> Callable[[list[Example]], list[Example]]:
 def test_one_sided_examples_break_nothing(
     learnt: tuple[Settings, PlantedShop], kind: Callable[[list[Example]], list[Example]], tmp_path: Path
 ) -> None:
-    settings, shop = elsewhere(learnt[0], tmp_path / "data"), learnt[1]
+    settings, shop = at_the_end(elsewhere(learnt[0], tmp_path / "data")), learnt[1]
     give(settings, kind(shop.examples(80, str(tmp_path))))
     result = Trainer(settings, FEATURES).step()
     assert result.outcome in ("promoted", "refused")
@@ -125,7 +127,7 @@ def test_one_sided_examples_break_nothing(
 @pytest.mark.parametrize(("size", "of"), [(NOTHING_FITS, "model"), (EXPORT_FITS, "checkpoint")])
 def test_a_full_disk_leaves_nothing_half_written(learnt: tuple[Settings, PlantedShop], tmp_path: Path, size: int, of: str) -> None:
     """The step fails and says what to do; once there is room it is taken as if nothing had been."""
-    settings, shop = elsewhere(learnt[0], tmp_path / "data"), learnt[1]
+    settings, shop = at_the_end(elsewhere(learnt[0], tmp_path / "data")), learnt[1]
     before, versions = weights(settings), directory.versions(settings.model_path)
     give(settings, shop.examples(100, f"full-{of}"))
     trainer = Trainer(settings, FEATURES)
@@ -148,7 +150,7 @@ YEARS_MS = 10 * 365 * 24 * 3_600_000
 def test_a_clock_that_jumps_costs_no_item_its_row(learnt: tuple[Settings, PlantedShop], tmp_path: Path, shift_ms: int) -> None:
     """A step whose shelves all say that they were shown ten years away, then one of the right time: both are learnt from, and of the items at
     most a tenth lose their row (see `vocabulary`)."""
-    settings, shop = elsewhere(learnt[0], tmp_path / "data"), learnt[1]
+    settings, shop = at_the_end(elsewhere(learnt[0], tmp_path / "data")), learnt[1]
     trainer, before = Trainer(settings, FEATURES), len(weights(settings)["vocabulary"])
     wrong = [replace(e, time_ms=e.time_ms + shift_ms) for e in shop.examples(150, f"jump{shift_ms}")]
     for examples in (wrong, shop.examples(150, f"right{shift_ms}")):
@@ -161,7 +163,7 @@ def test_a_clock_that_jumps_costs_no_item_its_row(learnt: tuple[Settings, Plante
 
 def test_examples_out_of_order_are_each_learnt_from_once(learnt: tuple[Settings, PlantedShop], tmp_path: Path) -> None:
     """The last first, and a week's worth older ones among them: order of arrival decides nothing but the batches."""
-    settings, shop = elsewhere(learnt[0], tmp_path / "data"), learnt[1]
+    settings, shop = at_the_end(elsewhere(learnt[0], tmp_path / "data")), learnt[1]
     examples = shop.examples(200, "order")
     late = [replace(e, time_ms=e.time_ms - n * 3_600_000) if n % 3 == 0 else e for n, e in enumerate(examples)]
     give(settings, [*reversed(late), *late[:50]])
@@ -172,7 +174,7 @@ def test_examples_out_of_order_are_each_learnt_from_once(learnt: tuple[Settings,
 
 def test_features_of_an_unknown_version_are_passed_over_and_counted(learnt: tuple[Settings, PlantedShop], tmp_path: Path) -> None:
     """Two versions of the shop's features stand in the log while one replaces the other."""
-    settings, shop = elsewhere(learnt[0], tmp_path / "data"), learnt[1]
+    settings, shop = at_the_end(elsewhere(learnt[0], tmp_path / "data")), learnt[1]
     before = weights(settings)
     others = [replace(e, features=replace(e.features, version="of-tomorrow")) for e in shop.examples(40, "tomorrow")]
     give(settings, others)
@@ -187,13 +189,15 @@ def test_features_of_an_unknown_version_are_passed_over_and_counted(learnt: tupl
 
 
 def test_one_shopper_alone_is_learnt_from(learnt: tuple[Settings, PlantedShop], tmp_path: Path) -> None:
-    settings = elsewhere(learnt[0], tmp_path / "data")
+    settings = at_the_end(elsewhere(learnt[0], tmp_path / "data"))
     alone = PlantedShop(seed=12, shoppers=1)
     alone.events(30)
     give(settings, alone.examples(80, "alone"))
     result = Trainer(settings, FEATURES).step()
     assert result.outcome in ("promoted", "refused")
-    assert result.trained + result.held_out == 80
+    assert result.trained == SHOPPER_SHELVES_MIN
+    assert result.trained + result.held_out + result.held_back == 80
+    assert "beyond what one shopper may weigh" in result.reason
     assert all(np.isfinite(value).all() for value in weights(settings).values() if value.dtype.kind == "f")
 
 
@@ -201,7 +205,7 @@ def test_a_model_too_large_or_too_slow_for_its_server_is_refused_with_figures(
     learnt: tuple[Settings, PlantedShop], tmp_path: Path
 ) -> None:
     """Measured in a model server; its examples are learnt from again when there is room."""
-    settings, shop = elsewhere(learnt[0], tmp_path / "data"), learnt[1]
+    settings, shop = at_the_end(elsewhere(learnt[0], tmp_path / "data")), learnt[1]
     before, live = weights(settings), directory.live_version(settings.model_path)
     give(settings, shop.examples(120, "large"))
     result = Trainer(replace(settings, model_memory_mb_max=20), FEATURES).step()
@@ -224,7 +228,7 @@ def test_a_model_too_large_or_too_slow_for_its_server_is_refused_with_figures(
 
 def test_a_model_directory_deleted_while_serving_interrupts_nobody(learnt: tuple[Settings, PlantedShop], tmp_path: Path) -> None:
     """The model server goes on with what it has loaded; the trainer writes the live version anew; a server that starts then has it."""
-    settings = elsewhere(learnt[0], tmp_path / "data")
+    settings = at_the_end(elsewhere(learnt[0], tmp_path / "data"))
     settings = replace(settings, model_server_port=free_port(), model_server_metrics_port=free_port())
     live = directory.live_version(settings.model_path)
     trainer = Trainer(settings, FEATURES)
