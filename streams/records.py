@@ -94,10 +94,6 @@ class Lineage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Versions of what computed it; `source`: a hash of our own files."""
     weights: str
     """A hash of every weight and of the item table."""
-    shapes: dict[str, list[int]]
-    """Of every weight, by name."""
-    operations: list[str] = []
-    """Of the exported graph; none for a model that was not exported, since it was refused before."""
     items: int
     """That the model knows by themselves or by their content."""
 

@@ -33,6 +33,9 @@ WORSE_TOLERATED = 0.1
 """Of the stable version's rate. Less would take many more shoppers: at 10% clicks some 20,000 canary shoppers show that a tenth is not lost, and
 four times as many that a twentieth is not."""
 SHOPPERS_MAX = 100_000  # of the canary; what these cannot tell apart, more will not within a season
+STABLE_SHOPPERS_MAX = (
+    400_000  # of the stable version; more make its bounds no narrower that matters, and 100,000 ids are some 13 MB
+)
 CLOCKS_APART_MS = 3_600_000  # a broker's clock and ours, at most: examples are looked for from that much earlier on
 COMMAND_S_MAX = 180.0  # `liveshelf models` loads a version and lets scorers settle
 PROMOTED, ROLLED_BACK = "canary_promoted", "canary_rolled_back"
@@ -106,6 +109,8 @@ class Counts:
         followed yet, and what no model answered is neither version's."""
         wanted = self.route.canary if self.route.picks_canary(shelf.shopper) else self.route.stable
         if shelf.time_ms < self.route.since_ms or shelf.model_version != wanted or shelf.shopper in self._seen:
+            return
+        if wanted == self.route.stable and self._shoppers[wanted] >= STABLE_SHOPPERS_MAX:
             return
         self._seen.add(shelf.shopper)
         self._shoppers[wanted] += 1

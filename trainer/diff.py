@@ -6,23 +6,24 @@ both versions answer, in one model server, the shelves that the trainer keeps to
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import tensorflow as tf
 
-from liveshelf.errors import LiveshelfError, NotFoundError
+from liveshelf.errors import NotFoundError
 from liveshelf.settings import Settings
-from streams.records import Lineage, Release
+from streams.records import Release
 from trainer import checkpoint
 from trainer.compare import Comparison, Worse, compare
+from trainer.export import operations
 from trainer.gate import UNSEEN_MIN
 from trainer.samples import Samples
 from trainer.trial import NotServedError, Trial
 
 NAMED_MAX = 20  # items by name; all of them are counted
-IDS = "ids/.ATTRIBUTES/VARIABLE_VALUE"  # the served item table's ids, in a SavedModel's variables (see export)
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # what TensorFlow calls a variable of a SavedModel; `ids` are the served item table's (see export)
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +72,15 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     """What could not be compared, and why."""
 
 
+class Exported(NamedTuple):
+    """What a version's directory says of it."""
+
+    ids: list[bytes]
+    shapes: dict[str, list[int]]
+    """Of every variable that is served."""
+    operations: set[str]
+
+
 def diff(settings: Settings, history: Sequence[Release], first: int, second: int) -> Difference:
     """Compare two versions, as the releases, the model directory and the trainer's checkpoint know them.
 
@@ -79,47 +89,41 @@ def diff(settings: Settings, history: Sequence[Release], first: int, second: int
         UnavailableError: the model server that both are asked in did not come up.
     """
     one, other = (_made(history, version) for version in (first, second))
-    missing: list[str] = []
-    items, quality = None, []
     gone = [version for version in (first, second) if not (settings.model_path / str(version)).is_dir()]
     if gone:
-        missing.append(f"items and quality: version {gone[0]} is no longer in the model directory")
-    elif one.feature_version != other.feature_version:
-        items = compared_items(*(_ids(settings.model_path / str(v)) for v in (first, second)))
-        missing.append(f"quality: they learnt from different features, {one.feature_version} and {other.feature_version}")
-    else:
-        items = compared_items(*(_ids(settings.model_path / str(v)) for v in (first, second)))
-        try:
-            quality = _quality(settings, one, other)
-        except LiveshelfError as error:
-            if not isinstance(error, NotFoundError | NotServedError):
-                raise
-            missing.append(f"quality: {error}")
-    return difference(one, other, items, quality, missing)
+        missing = [f"shapes, operations, items and quality: version {gone[0]} is no longer in the model directory"]
+        return difference(one, other, None, [], missing)
+    exported = tuple(_exported(settings.model_path / str(version)) for version in (first, second))
+    if one.feature_version != other.feature_version:
+        missing = [f"quality: they learnt from different features, {one.feature_version} and {other.feature_version}"]
+        return difference(one, other, exported, [], missing)
+    try:
+        return difference(one, other, exported, _quality(settings, one, other), [])
+    except (NotFoundError, NotServedError) as error:
+        return difference(one, other, exported, [], [f"quality: {error}"])
 
 
-def difference(one: Release, other: Release, items: Items | None, quality: list[Quality], missing: list[str]) -> Difference:
+def difference(
+    one: Release, other: Release, exported: tuple[Exported, ...] | None, quality: list[Quality], missing: list[str]
+) -> Difference:
     """Of what stands in two releases, and what was found out besides. Pure."""
-    made, made_other = (release.lineage for release in (one, other))
+    made = [release.lineage for release in (one, other)]
     for release in (one, other):
         if release.lineage is None:
             missing = [*missing, f"lineage: version {release.version} was made before it was told"]
-
-    def of(name: str) -> tuple[Any, Any]:
-        return tuple({} if lineage is None else getattr(lineage, name) for lineage in (made, made_other))  # type: ignore[return-value]
-
-    operations = [set(lineage.operations) if lineage else set() for lineage in (made, made_other)]
+    settings, code = ([{} if of is None else getattr(of, name) for of in made] for name in ("settings", "code"))
+    runs = [of.operations for of in exported] if exported else [set(), set()]
     return Difference(
         first=one.version,
         second=other.version,
-        lineage=_changed(_lineage(one, made), _lineage(other, made_other)),
-        settings=_changed(*of("settings")),
-        code=_changed(*of("code")),
+        lineage=_changed(_lineage(one), _lineage(other)),
+        settings=_changed(*settings),
+        code=_changed(*code),
         offsets=_changed(one.offsets, other.offsets),
         metrics=_changed(one.metrics, other.metrics),
-        shapes=_changed(*of("shapes")),
-        operations=(sorted(operations[0] - operations[1]), sorted(operations[1] - operations[0])),
-        items=items,
+        shapes=_changed(*(of.shapes for of in exported)) if exported else {},
+        operations=(sorted(runs[0] - runs[1]), sorted(runs[1] - runs[0])),
+        items=compared_items(*(of.ids for of in exported)) if exported else None,
         quality=quality,
         missing=missing,
     )
@@ -145,11 +149,10 @@ def _made(history: Sequence[Release], version: int) -> Release:
     return found
 
 
-def _lineage(release: Release, made: Lineage | None) -> dict[str, Any]:
-    names = ("kind", "step", "retried", "held_back", "items", "weights")
-    told = {name: getattr(made, name) for name in names} if made is not None else {}
+def _lineage(release: Release) -> dict[str, Any]:
+    told = msgspec.structs.asdict(release.lineage) if release.lineage is not None else {}
     plain = {name: getattr(release, name) for name in ("parent", "outcome", "reason", "examples", "feature_version", "time_ms")}
-    return plain | told
+    return plain | {name: value for name, value in told.items() if name not in ("settings", "code", "reads")}
 
 
 def _changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -159,9 +162,12 @@ def _changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tupl
     }
 
 
-def _ids(version: Path) -> list[bytes]:
-    found: list[bytes] = tf.train.load_checkpoint(str(version / "variables" / "variables")).get_tensor(IDS).tolist()
-    return found
+def _exported(version: Path) -> Exported:
+    variables = tf.train.load_checkpoint(str(version / "variables" / "variables"))
+    shapes = {
+        name.removesuffix(VALUE): shape for name, shape in variables.get_variable_to_shape_map().items() if name.endswith(VALUE)
+    }
+    return Exported(variables.get_tensor(f"ids{VALUE}").tolist(), shapes, set(operations(version)))
 
 
 def _quality(settings: Settings, one: Release, other: Release) -> list[Quality]:

@@ -1,4 +1,4 @@
-"""What a version was made of: code, settings, shapes and hashes. Pure, but for reading our own source files once."""
+"""What a version was made of: code, settings and a hash of its weights. Pure, but for reading our own source files once."""
 
 import hashlib
 from functools import cache
@@ -48,11 +48,6 @@ def code() -> dict[str, str]:
         "python": python_version(),
         **{name: version(name) for name in LIBRARIES},
     }
-
-
-def shapes_of(state: dict[str, Array]) -> dict[str, list[int]]:
-    """Shape by weight."""
-    return {name.split("/", 2)[2]: list(value.shape) for name, value in state.items() if name.startswith("weight/")}
 
 
 def hash_of(state: dict[str, Array]) -> str:

@@ -138,7 +138,8 @@ class LogReader(Generic[Record]):
             start = self.offsets.get(name, low)
             if self._until is not None:
                 until = self._until.get(name, start)
-                if low > until > 0 if name not in self.offsets else start < min(low, until):
+                gone = start < min(low, until) if name in self.offsets else low > until > 0
+                if gone:
                     raise NotFoundError(f"{name} begins at offset {low}, and was read up to {until}: that is no longer in the log")
                 high = min(high, until)
             if start < low or start > high:

@@ -97,7 +97,7 @@ class _Again(Trainer):
 
     def _tried(self, made: Made, place: Path, version: int, items: int) -> Tried:
         place.mkdir()  # the card's
-        return Tried(Verdict(self.then.outcome == "promoted", self.then.reason), {}, [])
+        return Tried(Verdict(self.then.outcome == "promoted", self.then.reason), {})
 
     def _tell(self, release: Release) -> None:
         self.now = release  # the log knows it already

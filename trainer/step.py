@@ -148,7 +148,6 @@ class Tried(NamedTuple):
 
     verdict: Verdict
     figures: dict[str, float]
-    operations: list[str]
 
 
 class Trainer:
@@ -239,6 +238,7 @@ class Trainer:
         try:
             made = self._learnt(batch, self._retry, judged, live, timer)
             if not made.verdict.promoted and self._retry.size:  # the new ones may be as good as any
+                log.info("retry_refused", examples=self._retry.size, reason=made.verdict.reason)
                 self._learner.restore(before)
                 alone = self._learnt(batch, nothing(self.features), judged, live, timer)
                 made = alone._replace(retry=self._retry.refused_again())
@@ -311,7 +311,7 @@ class Trainer:
         place = directory.partial(settings.model_path, version)
         state = candidate.state()
         items = len(candidate.table()[0])
-        tried = self._tried(made, place, version, items) if made.verdict.promoted else Tried(made.verdict, {}, [])
+        tried = self._tried(made, place, version, items) if made.verdict.promoted else Tried(made.verdict, {})
         timer.done("trying")
         metrics = (
             made.metrics
@@ -340,8 +340,6 @@ class Trainer:
                 settings=lineage.settings_of(settings),
                 code=lineage.code(),
                 weights=lineage.hash_of(state),
-                shapes=lineage.shapes_of(state),
-                operations=tried.operations,
                 items=items,
             ),
         )
@@ -372,9 +370,8 @@ class Trainer:
         """Write a model to `place`, and judge what a model server makes of it."""
         settings, live = self._settings, self._settings.model_path / str(self._state.live_version)
         export.write(made.candidate, place, version, settings.model_name)
-        operations = export.operations(place)
-        if why := unservable(operations):  # before it is loaded
-            return Tried(Verdict(False, why), {}, sorted(operations))
+        if why := unservable(export.operations(place)):  # before it is loaded
+            return Tried(Verdict(False, why), {})
         try:
             outputs, served = trial.measure(
                 (version, place),
@@ -384,10 +381,10 @@ class Trainer:
                 self.features,
             )
         except trial.NotServedError as error:
-            return Tried(Verdict(False, str(error)), {}, sorted(operations))
+            return Tried(Verdict(False, str(error)), {})
         why = unsound({}, outputs, export.expected_outputs(items))
         why = why or unfit(served, settings.model_timeout_ms, settings.model_memory_mb_max)
-        return Tried(Verdict(False, why) if why else made.verdict, served.named(), sorted(operations))
+        return Tried(Verdict(False, why) if why else made.verdict, served.named())
 
     def _tell(self, release: Release) -> None:
         releases.publish(self._settings, release)

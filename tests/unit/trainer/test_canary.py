@@ -1,6 +1,7 @@
 """What counts of the feedback on a canary, and what does not."""
 
 import msgspec
+import pytest
 
 from streams.records import encode
 from streams.route import Route
@@ -61,3 +62,12 @@ def test_an_example_of_the_log_is_read_as_what_counts_of_it() -> None:
         example.model_version,
         example.clicked,
     )
+
+
+def test_so_many_shoppers_of_the_stable_version_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.canary.STABLE_SHOPPERS_MAX", 50)
+    counts = Counts(ROUTE)
+    for n in range(400):
+        counts.add(shelf(f"s{n}", 8 if ROUTE.picks_canary(f"s{n}") else 7))
+    assert numbers(counts)[0] > 80
+    assert numbers(counts)[2] == 50
