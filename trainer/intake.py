@@ -16,7 +16,7 @@ from trainer import bootstrap
 from trainer.examples import LearntExample, samples_of
 from trainer.log import Logged, LogReader, Offsets
 from trainer.samples import Sample, Samples, concat, empty, stack
-from trainer.screen import within_weight
+from trainer.screen import LEARNT_MIN, UNSEEN_MIN, within_weight
 
 UNSEEN_ONE_IN = 10
 ENCODED_AT_ONCE = 1_000  # samples one by one are several times the size of columns
@@ -110,7 +110,10 @@ def from_examples(
         duplicates += len(logged) - len(new)
         unusable += len(new) - samples.size
     read = [concat(*heap) for heap in heaps]
-    train, unseen = (samples.take(within_weight(names)) for samples, names in zip(read, shoppers, strict=True))
+    train, unseen = (
+        samples.take(within_weight(names, least))
+        for samples, names, least in zip(read, shoppers, (LEARNT_MIN, UNSEEN_MIN), strict=True)
+    )
     return Batch(
         kind="step",
         offsets=offsets | catalog_offsets | reader.offsets,

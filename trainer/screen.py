@@ -30,8 +30,9 @@ BELIEVED_AFTER = 20
 `step`), and each of the releases has told of it."""
 
 
-SHOPPER_SHARE_MAX, SHOPPER_SHELVES_MIN = 0.02, 20
-"""Of a step's shelves that one shopper may make up; and in number, so that a shop with few shoppers learns from them, too."""
+SHOPPER_SHARE_MAX, LEARNT_MIN, UNSEEN_MIN = 0.02, 20, 3
+"""Of a step's shelves that one shopper may make up; and in number, of those learnt from and of those set aside, so that a shop with few
+shoppers learns from them, too. A model is judged by a tenth as many, and wrong ones among them do ten times the harm."""
 
 
 class Suspect(NamedTuple):
@@ -45,10 +46,10 @@ class Suspect(NamedTuple):
         return f"{self.item.decode(errors='replace')} got {self.clicks} clicks of {self.shown}, {self.expected:.0f} were expected"
 
 
-def within_weight(shoppers: Sequence[str]) -> Array:
+def within_weight(shoppers: Sequence[str], shelves_min: int) -> Array:
     """Rows of the first shelves of each shopper, as many as one may have: a crawler's ten thousandth click says no more than its tenth, and
-    half of a step made by one visitor would be the whole step's lesson."""
-    most = max(SHOPPER_SHELVES_MIN, int(SHOPPER_SHARE_MAX * len(shoppers)))
+    half of a step made by one visitor would be the whole step's lesson. `shelves_min`: what a shopper may have in any case."""
+    most = max(shelves_min, int(SHOPPER_SHARE_MAX * len(shoppers)))
     counts: Counter[str] = Counter()
     rows = []
     for row, shopper in enumerate(shoppers):

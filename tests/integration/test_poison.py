@@ -150,5 +150,10 @@ def test_no_worse_model_is_served(ready: Ready, poison: Callable[[PlantedShop, l
     elif poison is not exploding:  # that does little harm, and may be promoted
         assert len(refused) == POISONED_STEPS, [(result.outcome, result.reason) for result in results]
     if poison is not exploding:
-        give(settings, shop.examples(STEP, f"{poison.__name__}-after"))
-        assert trainer.step().outcome == "promoted", "and clean examples are learnt from again"
+        outcomes = []
+        for n in range(
+            2
+        ):  # the first may be refused for what is served, or judged by, having been bent a little; it then comes back
+            give(settings, shop.examples(STEP, f"{poison.__name__}-after{n}"))
+            outcomes.append(trainer.step().outcome)
+        assert "promoted" in outcomes, "and clean examples are learnt from again"
