@@ -35,7 +35,6 @@ class LearntExample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     v: Literal[1] = 1
     request_id: str
-    shopper: str
     time_ms: int
     items: list[str]
     clicked: list[int]

@@ -16,7 +16,6 @@ from trainer import bootstrap
 from trainer.examples import LearntExample, samples_of
 from trainer.log import Logged, LogReader, Offsets
 from trainer.samples import Sample, Samples, concat, empty, stack
-from trainer.screen import LEARNT_MIN, UNSEEN_MIN, within_weight
 
 UNSEEN_ONE_IN = 10
 ENCODED_AT_ONCE = 1_000  # samples one by one are several times the size of columns
@@ -34,8 +33,6 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     unseen: Samples
     unusable: int = 0
     duplicates: int = 0
-    crowded: int = 0
-    """Shelves beyond what one shopper may weigh (see `screen`): not learnt from."""
     request_ids: list[str] = []
     catalog: list[CatalogItem] = []
     """Its new records."""
@@ -88,7 +85,6 @@ def from_examples(
     reader = LogReader(settings, TRAINING_EXAMPLES, LearntExample, offsets, oldest=oldest, until=until)
     seen, ids, encoder = set(already), [], Encoder(features)
     heaps: tuple[list[Samples], list[Samples]] = ([empty(features)], [empty(features)])
-    shoppers: tuple[list[str], list[str]] = ([], [])
     times: list[int] = []
     consumed = duplicates = unusable = 0
     catalog, catalog_offsets = _catalog(settings, offsets, until)
@@ -101,19 +97,14 @@ def from_examples(
         keys, examples = list(new), list(new.values())
         samples, of = samples_of(examples, encoder)
         aside = np.array([is_unseen(keys[n]) for n in of], dtype=bool)
-        for heap, names, rows in zip(heaps, shoppers, (~aside, aside), strict=True):
+        for heap, rows in zip(heaps, (~aside, aside), strict=True):
             heap.append(samples.take(rows))
-            names += [examples[n].shopper for n in of[rows]]
         ids += keys
         times += [example.time_ms for example in examples]
         consumed += len(logged)
         duplicates += len(logged) - len(new)
         unusable += len(new) - samples.size
-    read = [concat(*heap) for heap in heaps]
-    train, unseen = (
-        samples.take(within_weight(names, least))
-        for samples, names, least in zip(read, shoppers, (LEARNT_MIN, UNSEEN_MIN), strict=True)
-    )
+    train, unseen = (concat(*heap) for heap in heaps)
     return Batch(
         kind="step",
         offsets=offsets | catalog_offsets | reader.offsets,
@@ -124,7 +115,6 @@ def from_examples(
         unseen=unseen,
         unusable=unusable + reader.undecodable,
         duplicates=duplicates,
-        crowded=sum(samples.size for samples in read) - train.size - unseen.size,
         request_ids=ids,
     )
 

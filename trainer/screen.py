@@ -1,6 +1,4 @@
-"""Bounds what any one shopper and any one item can do to a step, before anything is learnt from it. Pure.
-
-A shopper counts with so many shelves and no more. And items whose clicks cannot be believed are found: those of a seller's bots, say.
+"""Finds items whose clicks cannot be believed before anything is learnt from them: those of a seller's bots, say. Pure.
 
 The gate judges models on shelves of all shoppers, on which one item has a place in fifty: what is done to that item alone is hard to see
 there. Here each item's clicks are set beside those that the live model expects of the very same shelves and shoppers, so that an item
@@ -9,8 +7,6 @@ whether the model's chances are right on the whole. As trimming does in robust s
 what any one item can do to a step, whoever clicks, and however many they are.
 """
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,11 +26,6 @@ BELIEVED_AFTER = 20
 `step`), and each of the releases has told of it."""
 
 
-SHOPPER_SHARE_MAX, LEARNT_MIN, UNSEEN_MIN = 0.02, 20, 3
-"""Of a step's shelves that one shopper may make up; and in number, of those learnt from and of those set aside, so that a shop with few
-shoppers learns from them, too. A model is judged by a tenth as many, and wrong ones among them do ten times the harm."""
-
-
 class Suspect(NamedTuple):
     item: bytes
     shown: int
@@ -44,19 +35,6 @@ class Suspect(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.item.decode(errors='replace')} got {self.clicks} clicks of {self.shown}, {self.expected:.0f} were expected"
-
-
-def within_weight(shoppers: Sequence[str], shelves_min: int) -> Array:
-    """Rows of the first shelves of each shopper, as many as one may have: a crawler's ten thousandth click says no more than its tenth, and
-    half of a step made by one visitor would be the whole step's lesson. `shelves_min`: what a shopper may have in any case."""
-    most = max(shelves_min, int(SHOPPER_SHARE_MAX * len(shoppers)))
-    counts: Counter[str] = Counter()
-    rows = []
-    for row, shopper in enumerate(shoppers):
-        counts[shopper] += 1
-        if counts[shopper] <= most:
-            rows.append(row)
-    return np.array(rows, np.int64)
 
 
 def suspects(samples: Samples, chances: Array) -> list[Suspect]:

@@ -69,7 +69,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     trained: int
     held_out: int
     held_back: int = 0
-    """With clicks that cannot be believed, or beyond what one shopper may weigh (see `screen`): neither learnt from nor judged by."""
+    """With clicks that cannot be believed (see `screen`): neither learnt from nor judged by."""
     duplicates: int
     unusable: int
     """Not decodable, of another feature version, or with features that are not finite numbers."""
@@ -288,7 +288,7 @@ class Trainer:
             self._save(batch, held_back, weights, None, self._retry)
             reason = (
                 f"{batch.consumed} new examples: {batch.unseen.size} set aside for judging, {batch.duplicates} already consumed, "
-                f"{batch.unusable} unusable{_crowded(batch)}{held_back.told}"
+                f"{batch.unusable} unusable{held_back.told}"
             )
         return self._result(batch, "nothing_to_learn", reason, self._state.live_version, {}, timer, held_back=held_back.shelves)
 
@@ -313,19 +313,13 @@ class Trainer:
         items = len(candidate.table()[0])
         tried = self._tried(made, place, version, items) if made.verdict.promoted else Tried(made.verdict, {})
         timer.done("trying")
-        metrics = (
-            made.metrics
-            | made.quality.figures
-            | tried.figures
-            | made.held_back.figures
-            | {"retried": float(made.retried), "crowded": float(batch.crowded)}
-        )
+        metrics = made.metrics | made.quality.figures | tried.figures | made.held_back.figures | {"retried": float(made.retried)}
         release = Release(
             model=settings.model_name,
             version=version,
             parent=parent,
             outcome="promoted" if tried.verdict.promoted else "refused",
-            reason=tried.verdict.reason + _crowded(batch) + made.held_back.told,
+            reason=tried.verdict.reason + made.held_back.told,
             metrics={name: value for name, value in metrics.items() if np.isfinite(value)},  # JSON has no NaN; the reason names it
             offsets=batch.offsets,
             examples=batch.train.size + made.retried,
@@ -497,7 +491,7 @@ class Trainer:
             consumed=batch.consumed,
             trained=batch.train.size,
             held_out=batch.unseen.size,
-            held_back=batch.crowded + held_back,
+            held_back=held_back,
             duplicates=batch.duplicates,
             unusable=batch.unusable,
             seconds=timer.seconds,
@@ -506,11 +500,6 @@ class Trainer:
             offsets=batch.offsets,
             checkpoints_skipped=skipped,
         )
-
-
-def _crowded(batch: Batch) -> str:
-    """For the end of a reason."""
-    return f"; {batch.crowded} examples left out, beyond what one shopper may weigh" if batch.crowded else ""
 
 
 def _latest(samples: Samples, most: int) -> Samples:

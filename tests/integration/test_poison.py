@@ -145,8 +145,6 @@ def test_no_worse_model_is_served(ready: Ready, poison: Callable[[PlantedShop, l
         of_wanted = clean.candidates == WANTED.encode()
         chance = served(settings, directory.live_version(settings.model_path), clean)[of_wanted][:, 0].mean()
         assert chance < WANTED_TIMES_MAX * standard[of_wanted][:, 0].mean()
-    elif poison is crawler:
-        assert all("beyond what one shopper may weigh" in result.reason for result in results), results
     elif poison is not exploding:  # that does little harm, and may be promoted
         assert len(refused) == POISONED_STEPS, [(result.outcome, result.reason) for result in results]
     if poison is not exploding:

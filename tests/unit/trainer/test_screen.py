@@ -8,11 +8,9 @@ from trainer.samples import UNKNOWN, Array, Samples, empty
 from trainer.screen import (
     BELIEVED_AFTER,
     EXCESS_MIN,
-    LEARNT_MIN,
     Suspect,
     believed_after,
     suspects,
-    within_weight,
     without,
 )
 
@@ -119,15 +117,3 @@ def test_what_lasts_is_believed_and_what_pauses_is_counted_anew() -> None:
         assert bool(held) == (step <= BELIEVED_AFTER)
     assert believed_after(counts, []) == ([], {})
     assert str(suspect) == "i0 got 9 clicks of 9, 1 were expected"
-
-
-def test_one_shopper_weighs_no_more_than_so_many_shelves() -> None:
-    names = ["crawler" if n % 2 else f"s{n % 100}" for n in range(4_000)]
-    kept = within_weight(names, LEARNT_MIN)
-    left = [names[row] for row in kept]
-    assert left.count("crawler") == 80, "a fiftieth of them all"
-    assert len(left) == 2_000 + 80, "the others are below that"
-    assert kept.tolist() == sorted(kept.tolist())
-    assert kept[1] == 1, "the first ones are kept"
-    assert len(within_weight(["alone"] * 100, LEARNT_MIN)) == LEARNT_MIN
-    assert len(within_weight([], LEARNT_MIN)) == 0
