@@ -129,6 +129,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How often an item is seen before it gets a vector of its own; until then its catalog embedding stands for it, if it has one."""
     train_item_unused_days_max: Annotated[int, msgspec.Meta(ge=1)] = 90
     """Days without being seen, by the time of the events, after which an item loses its vector."""
+    canary_automatic: bool = False
+    """Whether a canary is promoted or rolled back by the trainer, as soon as what shoppers did tells it apart; if not, people decide."""
+    model_memory_mb_max: Annotated[int, msgspec.Meta(ge=1)] = 2_048
+    """What a model server with one version may take; a larger model is refused. While versions swap, a server holds two."""
+    tensorboard_dir: str = ""
+    """Where each release's metrics are also written for TensorBoard (`tensorboard --logdir`); empty: nowhere."""
     seed: int = 7
 
     @property

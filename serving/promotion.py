@@ -50,7 +50,8 @@ class Promotion:
         if share < 1.0:
             if version == live:
                 raise ConflictError(f"version {version} answers everybody already; a canary is another version")
-            return await self._put(Route(stable=live, canary=version, share=share, before=before))
+            now_ms = time.time_ns() // 1_000_000  # as the scorers' clocks, which say when a shelf was shown
+            return await self._put(Route(stable=live, canary=version, share=share, since_ms=now_ms, before=before))
         if version == max(self.versions(), default=0):
             return await self._put(AUTOMATIC)
         return await self._put(Route(stable=version, before=live if live != version else before))

@@ -14,6 +14,7 @@ __all__ = [
     "Example",
     "Impression",
     "ItemRow",
+    "Lineage",
     "Rejected",
     "Release",
     "decode",
@@ -73,6 +74,30 @@ class Rejected(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The bytes as they came (base64 in JSON)."""
 
 
+class Lineage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a model version was made of. Together with the log, and the releases before it, enough to make it again bit for bit."""
+
+    kind: str
+    """`bootstrap` or `step`."""
+    step: int
+    """Steps that the trainer had taken before; with the seed, this fixes the random numbers."""
+    reads: list[dict[str, int]] = []
+    """Where earlier reads ended (`topic/partition` → next offset) that came after the release before and led to none: they held nothing but
+    examples to judge by."""
+    retried: int = 0
+    """Examples of steps refused before that were learnt from again."""
+    held_back: list[str] = []
+    """Items whose clicks were not believed, and the shelves with them not learnt from."""
+    settings: dict[str, int]
+    """Those that decide what is learnt."""
+    code: dict[str, str]
+    """Versions of what computed it; `source`: a hash of our own files."""
+    weights: str
+    """A hash of every weight and of the item table."""
+    items: int
+    """That the model knows by themselves or by their content."""
+
+
 class Release(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What became of one model version: topic `model-releases`, key model."""
 
@@ -81,7 +106,7 @@ class Release(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     version: int
     parent: int = 0
     outcome: str
-    """`promoted` or `refused`."""
+    """`promoted` or `refused` by the gate; of a canary, later, `canary_promoted` or `canary_rolled_back` by what shoppers did."""
     reason: str = ""
     metrics: dict[str, float]
     offsets: dict[str, int]
@@ -89,6 +114,8 @@ class Release(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     examples: int
     feature_version: str
     time_ms: int
+    lineage: Lineage | None = None
+    """None in records of before it was told, and of canaries."""
 
 
 Record = TypeVar("Record")

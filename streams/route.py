@@ -27,6 +27,8 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """Of the shoppers, 0 to 1, that the canary answers."""
     before: int = 0
     """What answered before `stable` did; kept loaded, so that `rollback` needs no load."""
+    since_ms: int = 0
+    """When the canary began to answer; what shoppers did before says nothing of it."""
 
     @property
     def held(self) -> set[int]:

@@ -66,10 +66,12 @@ class PlantedShop:
     def events(self, count: int) -> list[Event]:
         return [self.event() for _ in range(count)]
 
-    def example(self, request_id: str, poisoned: bool = False, size: int = 10) -> Example:
-        """A shelf of random items shown to some shopper, and what came of it; poisoned: the opposite of what came of it."""
+    def example(self, request_id: str, poisoned: bool = False, size: int = 10, showing: str = "") -> Example:
+        """A shelf of random items, `showing` among them, shown to some shopper, and what came of it; poisoned: the opposite of what came of it."""
         shopper = self.rng.choice(self.shoppers)
         shown = self.rng.sample(self.items, size)
+        if showing and showing not in shown:
+            shown[self.rng.randrange(size)] = showing
         self.time_ms += STEP_MS
         chance = [CLICK_LIKED if self.category(item) == self.likes[shopper] else CLICK_OTHER for item in shown]
         clicked = [int(self.rng.random() < p) for p in chance]

@@ -3,7 +3,7 @@
     checkpoints/<model>/<feature version>/00000012/
         state.json      offsets, versions, release, counts
         learner.npz     weights, optimiser state, vocabulary with sightings and last use, frequencies
-        samples.npz     reservoir and unseen samples
+        samples.npz     reservoir, unseen samples, and those of refused steps
         sha256.json     hash of each file above
 
 Offsets stand beside the weights they produced, so a crash neither skips nor repeats an example.
@@ -22,13 +22,15 @@ from liveshelf.errors import ConflictError, CorruptError
 from liveshelf.settings import Settings
 from streams.records import Release
 from trainer.directory import sync
+from trainer.retry import Retry
 from trainer.samples import Array, Samples
 
 log = structlog.get_logger()
 
 KEPT = 3  # the newest, and two to fall back on
 PARTIAL = ".partial-"
-FORMAT = 3
+FORMAT = 4
+READABLE = (3, FORMAT)  # 3 kept no examples of refused steps
 FILES = ("state.json", "learner.npz", "samples.npz")
 
 Arrays = dict[str, Array]
@@ -50,6 +52,10 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """`topic/partition` → next offset."""
     consumed: list[str]
     """The latest request ids learnt from or set aside, oldest first."""
+    reads: list[dict[str, int]] = []
+    """Offsets at the end of each read since the last release that led to none."""
+    suspected: dict[str, int] = {}
+    """Item → for how many steps in a row its clicks have not been what the model expects (see `screen`)."""
     release: Release | None = None
     """What the step that wrote this decided; published after the checkpoint stands, and again at a restart if it was not."""
 
@@ -59,6 +65,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     learner: Arrays
     reservoir: Samples
     unseen: Samples
+    retry: Retry
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -92,6 +99,8 @@ def save(directory: Path, checkpoint: Checkpoint) -> int:
             partial / "samples.npz",
             **{f"reservoir/{name}": column for name, column in checkpoint.reservoir._asdict().items()},
             **{f"unseen/{name}": column for name, column in checkpoint.unseen._asdict().items()},
+            **{f"retry/{name}": column for name, column in checkpoint.retry.samples._asdict().items()},
+            refusals=checkpoint.retry.refusals,
         )
         (partial / "sha256.json").write_bytes(msgspec.json.encode({name: _sha256(partial / name) for name in FILES}))
         for name in (*FILES, "sha256.json", "."):
@@ -133,14 +142,15 @@ def _load(path: Path) -> Checkpoint:
         if _sha256(path / name) != expected.get(name):
             raise CorruptError(f"{name} does not match its checksum")
     state = msgspec.json.decode((path / "state.json").read_bytes(), type=State)
-    if state.format != FORMAT:
-        raise CorruptError(f"is of format {state.format}, this trainer reads {FORMAT}")
+    if state.format not in READABLE:
+        raise CorruptError(f"is of format {state.format}, this trainer reads {' and '.join(map(str, READABLE))}")
     with np.load(path / "learner.npz", allow_pickle=False) as arrays:
         learner = {name: arrays[name] for name in arrays.files}
     with np.load(path / "samples.npz", allow_pickle=False) as arrays:
-        reservoir = Samples(*(arrays[f"reservoir/{name}"] for name in Samples._fields))
-        unseen = Samples(*(arrays[f"unseen/{name}"] for name in Samples._fields))
-    return Checkpoint(state=state, learner=learner, reservoir=reservoir, unseen=unseen)
+        parts = ("reservoir", "unseen", "retry") if state.format == FORMAT else ("reservoir", "unseen")
+        reservoir, unseen, *others = (Samples(*(arrays[f"{part}/{name}"] for name in Samples._fields)) for part in parts)
+        retry = Retry(others[0], arrays["refusals"]) if others else Retry(unseen.take(np.arange(0)), np.zeros(0, np.int64))
+    return Checkpoint(state=state, learner=learner, reservoir=reservoir, unseen=unseen, retry=retry)
 
 
 def _sequences(directory: Path) -> list[int]:

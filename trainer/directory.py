@@ -49,6 +49,23 @@ def publish(written: Path, version: int) -> Path:
     return target
 
 
+def anew(model_path: Path, version: int) -> Path:
+    """A clean place to write `version` at for a model directory that is not there. Model servers go on with what they have loaded while there is
+    no directory, and let go of it when they see an empty one."""
+    beside = model_path.with_name(f"{PARTIAL}{model_path.name}")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    return beside / str(version)
+
+
+def appear(written: Path, model_path: Path) -> None:
+    """Put the directory made by `anew` into its place, in one step."""
+    for path in (*sorted(written.rglob("*")), written, written.parent):
+        sync(path)
+    written.parent.rename(model_path)
+    sync(model_path.parent)
+
+
 def discard(model_path: Path) -> None:
     """Remove what a refused or interrupted export left."""
     for leftover in model_path.glob(f"{PARTIAL}*"):

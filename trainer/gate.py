@@ -32,6 +32,12 @@ CALIBRATION_OFF_MAX, CALIBRATION_WORSE_MIN = 1.3, 1.15
 """Chances may be off by this factor on the whole; beyond it, by this much more than the live model's, they are refused. Log loss
 alone does not show it while the live model's own are off."""
 CALIBRATED_MIN = 150  # actions: their number is known to 8% then
+SLOWER_MAX, SLOWER_MS_MAX = 2.0, 2.0
+"""A candidate may take this many times as long as the live model, and as many milliseconds more: both are the quickest of some calls, and on a
+machine with other work those still move by a millisecond."""
+SHOWN_SHARE_MIN = 0.5
+"""Of the different items that the live model retrieves for the same shoppers: one that shows fewer than half as many has collapsed upon
+a few. Honest steps on planted shops keep nine tenths and more."""
 UNSERVABLE = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "SaveV2", "Print", "PrintV2"})
 """Operations that TensorFlow has and its model server has not (they call into Python), or that a scorer has no business running. Saving and
 printing aside in what TensorFlow itself adds to a SavedModel: its save and restore functions."""
@@ -54,6 +60,33 @@ class Unseen(NamedTuple):
         """As flat metrics; a part without samples has none."""
         parts = {"served": self.recent, "earlier": self.earlier, "replayed": self.replayed}
         return {k: v for name, part in parts.items() if part.samples for k, v in part.named(f"{prefix}{name}").items()}
+
+
+class Served(NamedTuple):
+    """What a candidate did in a model server, beside the live model (None where there is none)."""
+
+    rank_ms: float
+    """The quickest ranking of the largest usual shelf."""
+    live_rank_ms: float | None
+    memory_mb: float
+    """Of the server, with the candidate alone in it."""
+    shoppers: int
+    """Whose retrievals were looked at."""
+    items: int
+    """That the candidate knows."""
+    shown_items: int
+    """Different ones among the first that are retrieved for those shoppers."""
+    live_shown_items: int | None
+
+    def named(self) -> dict[str, float]:
+        """As flat metrics, those that exist; `coverage` is the share of its items that a candidate shows."""
+        values = self._asdict() | {"coverage": self.shown_items / self.items if self.items and self.shoppers else None}
+        del values["shoppers"]
+        return {name: float(value) for name, value in values.items() if value is not None}
+
+
+MEASURED = ("rank_ms", "live_rank_ms", "memory_mb")
+"""Metrics that a second run of the same step need not repeat: they are the machine's."""
 
 
 class Contest(NamedTuple):
@@ -99,18 +132,32 @@ def unsound(
     return ""
 
 
-def unservable(operations: Mapping[str, bool], rank_ms: float, rank_ms_max: float) -> str:
-    """Why a stock model server could not run it, or not in time; empty when it could.
+def unservable(operations: Mapping[str, bool]) -> str:
+    """Why a stock model server could not run it; empty when it could. `operations`: operation → whether plain TensorFlow has it."""
+    wrong = sorted(name for name, known in operations.items() if not known or name in UNSERVABLE)
+    return f"a stock model server does not run its operations {', '.join(wrong)}" if wrong else ""
+
+
+def unfit(served: Served, rank_ms_max: float, memory_mb_max: float) -> str:
+    """Why a model that can be served should not be: too slow, too large, or it shows too little of the catalog; empty when it may.
 
     Args:
-        operations: operation → whether plain TensorFlow has it.
-        rank_ms: what ranking the largest usual shelf takes; rank_ms_max: what a scorer waits for.
+        rank_ms_max: what a scorer waits for a ranking.
+        memory_mb_max: what a model server with one version may take.
     """
-    wrong = sorted(name for name, known in operations.items() if not known or name in UNSERVABLE)
-    if wrong:
-        return f"a stock model server does not run its operations {', '.join(wrong)}"
-    if not rank_ms <= rank_ms_max:
-        return f"ranking takes {rank_ms:.1f} ms, and scorers wait {rank_ms_max:g} ms for it"
+    if not served.rank_ms <= rank_ms_max:
+        return f"ranking takes {served.rank_ms:.1f} ms, and scorers wait {rank_ms_max:g} ms for it"
+    live_ms = served.live_rank_ms
+    if live_ms is not None and served.rank_ms > SLOWER_MAX * live_ms and served.rank_ms > live_ms + SLOWER_MS_MAX:
+        return f"ranking takes {served.rank_ms:.1f} ms, the live model {live_ms:.1f} ms"
+    if not served.memory_mb <= memory_mb_max:
+        return f"a model server with it takes {served.memory_mb:.0f} MB, and may take {memory_mb_max:g} MB"
+    shown, live_shown = served.shown_items, served.live_shown_items
+    if live_shown is not None and served.shoppers >= UNSEEN_MIN and shown < SHOWN_SHARE_MIN * live_shown:
+        return (
+            f"it shows {shown} of its {served.items} items first to {served.shoppers} shoppers, the live model {live_shown}: it has "
+            "collapsed upon a few"
+        )
     return ""
 
 

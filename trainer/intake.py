@@ -40,19 +40,20 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """About when it happened: the median of its examples' times, so that a wrong clock here and there moves nothing; the last event's."""
 
 
-def from_clickstream(settings: Settings, offsets: Offsets, features: FeatureSet) -> Batch:
+def from_clickstream(settings: Settings, offsets: Offsets, features: FeatureSet, until: Offsets | None = None) -> Batch:
     """The event log, replayed into samples. `offsets` of other topics are kept: examples made of the same events hold shelves that were
-    really shown, and are learnt from next.
+    really shown, and are learnt from next. `until`: the read that ended there, once more.
 
     Raises:
         UnavailableError: Kafka does not answer.
+        NotFoundError: the log does not hold what was read until `until`.
     """
-    reader = LogReader(settings, CLICKSTREAM, Event, latest=bootstrap.EVENTS_MAX // settings.partitions)
+    reader = LogReader(settings, CLICKSTREAM, Event, latest=bootstrap.EVENTS_MAX // settings.partitions, until=until)
     partitions: dict[int, list[Logged[Event]]] = {}
     for events in reader:
         for logged in events:
             partitions.setdefault(logged.partition, []).append(logged)
-    catalog, catalog_offsets = _catalog(settings, {})
+    catalog, catalog_offsets = _catalog(settings, {}, until)
     merged = list(bootstrap.merge(partitions[p] for p in sorted(partitions)))
     split = Split(features)
     for event_id, sample in bootstrap.replay(merged, catalog, settings.seed, features):
@@ -70,20 +71,23 @@ def from_clickstream(settings: Settings, offsets: Offsets, features: FeatureSet)
     )
 
 
-def from_examples(settings: Settings, offsets: Offsets, already: Collection[str], features: FeatureSet) -> Batch:
-    """Examples from `offsets` on, without those whose request id is in `already` or came before: the join delivers at least once.
+def from_examples(
+    settings: Settings, offsets: Offsets, already: Collection[str], features: FeatureSet, until: Offsets | None = None
+) -> Batch:
+    """Examples from `offsets` on, without those whose request id is in `already` or came before: the join delivers at least once. `until`:
+    the read that ended there, once more.
 
     Raises:
         UnavailableError: Kafka does not answer.
+        NotFoundError: the log does not hold what was read until `until`.
     """
-    reader = LogReader(
-        settings, TRAINING_EXAMPLES, LearntExample, offsets, oldest=-(-settings.train_examples_max // settings.partitions)
-    )
+    oldest = -(-settings.train_examples_max // settings.partitions)
+    reader = LogReader(settings, TRAINING_EXAMPLES, LearntExample, offsets, oldest=oldest, until=until)
     seen, ids, encoder = set(already), [], Encoder(features)
     heaps: tuple[list[Samples], list[Samples]] = ([empty(features)], [empty(features)])
     times: list[int] = []
     consumed = duplicates = unusable = 0
-    catalog, catalog_offsets = _catalog(settings, offsets)
+    catalog, catalog_offsets = _catalog(settings, offsets, until)
     for logged in reader:
         new = {}
         for _, _, example in logged:
@@ -115,9 +119,9 @@ def from_examples(settings: Settings, offsets: Offsets, already: Collection[str]
     )
 
 
-def _catalog(settings: Settings, offsets: Offsets) -> tuple[list[CatalogItem], Offsets]:
+def _catalog(settings: Settings, offsets: Offsets, until: Offsets | None) -> tuple[list[CatalogItem], Offsets]:
     """The catalog's records from `offsets` on, and where they end."""
-    reader = LogReader(settings, CATALOG, CatalogItem, offsets)
+    reader = LogReader(settings, CATALOG, CatalogItem, offsets, until=until)
     return [logged.record for items in reader for logged in items], reader.offsets
 
 

@@ -8,7 +8,7 @@ import msgspec
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from liveshelf.errors import UnavailableError
+from liveshelf.errors import NotFoundError, UnavailableError
 from liveshelf.settings import Settings
 from streams.records import decode
 from streams.topics import kafka_config
@@ -35,16 +35,36 @@ def key(topic: str, partition: int) -> str:
     return f"{topic}/{partition}"
 
 
+def offsets_at(settings: Settings, topic: str, time_ms: int) -> Offsets:
+    """Of each partition, the first record that the broker took at `time_ms` or later; the end where there is none.
+
+    Raises:
+        UnavailableError: Kafka does not answer.
+    """
+    reader: LogReader[object] = LogReader(settings, topic, object)
+    consumer = reader._consumer()
+    try:
+        marks = reader._watermarks(consumer)
+        wanted = [TopicPartition(topic, p, time_ms) for p in marks]
+        found = consumer.offsets_for_times(wanted, timeout=METADATA_TIMEOUT_S)
+    except KafkaException as error:
+        raise UnavailableError(f"Kafka at {settings.kafka_address} does not answer: {error}") from error
+    finally:
+        consumer.close()
+    return {key(topic, one.partition): one.offset if one.offset >= 0 else marks[one.partition][1] for one in found}
+
+
 class LogReader(Generic[Record]):
     """Iterates over batches of one topic's records, from `offsets` up to the high watermark at the start of the iteration.
 
     One partition after the other, so that the same log gives the same order on every run, however the broker's answers come in.
     Partitions absent from `offsets` are read from their beginning; `latest` bounds the records read of each partition to its newest
-    ones, `oldest` to its next ones. After the iteration `offsets` holds the next ones, and `undecodable` how many records were not of `kind` and were skipped.
+    ones, `oldest` to its next ones; `until` ends each where a read before did, which makes the same read again. After the iteration `offsets` holds the next ones, and `undecodable` how many records were not of `kind` and were skipped.
     Partitions are assigned by hand: no consumer group, nothing is committed to Kafka.
 
     Raises (when iterated):
         UnavailableError: Kafka or the topic is not there, or fell silent for SILENCE_S_MAX seconds before the end was reached.
+        NotFoundError: a read is to be made again, and the log no longer holds its records.
     """
 
     def __init__(
@@ -55,9 +75,10 @@ class LogReader(Generic[Record]):
         offsets: Offsets | None = None,
         latest: int | None = None,
         oldest: int | None = None,
+        until: Offsets | None = None,
     ) -> None:
         self._settings, self._topic, self._kind = settings, topic, kind
-        self._latest, self._oldest = latest, oldest
+        self._latest, self._oldest, self._until = latest, oldest, until
         self.offsets: Offsets = {name: at for name, at in (offsets or {}).items() if name.rpartition("/")[0] == topic}
         self.undecodable = 0
 
@@ -115,6 +136,12 @@ class LogReader(Generic[Record]):
         for p, (low, high) in self._watermarks(consumer).items():
             name = key(self._topic, p)
             start = self.offsets.get(name, low)
+            if self._until is not None:
+                until = self._until.get(name, start)
+                gone = start < min(low, until) if name in self.offsets else low > until > 0
+                if gone:
+                    raise NotFoundError(f"{name} begins at offset {low}, and was read up to {until}: that is no longer in the log")
+                high = min(high, until)
             if start < low or start > high:
                 log.warning("log_gap", partition=name, wanted=start, first=low, next=high)  # deleted by retention, or a new cluster
                 start = low

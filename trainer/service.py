@@ -4,6 +4,8 @@ GET  /healthz    200 while the worker makes progress
 GET  /readyz     200 once TensorFlow is loaded, the checkpoint read and Kafka has answered; else 503 and why
 GET  /metrics    Prometheus
 GET  /v1/models  releases, oldest first, and which version is live
+GET  /v1/models/diff?first=7&second=8   two versions side by side
+GET  /v1/canary  how the canary stands by what shoppers did; null without one
 POST /v1/step    one step now; {"bootstrap": true} learns anew from the event log; 409 while another runs
 """
 
@@ -25,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from liveshelf.errors import ConflictError, CorruptError, LiveshelfError, SettingsError, UnavailableError
+from liveshelf.errors import ConflictError, CorruptError, LiveshelfError, NotFoundError, SettingsError, UnavailableError
 from liveshelf.settings import Settings, load_settings
 from streams.logs import configure_logs
 from trainer import directory, releases
@@ -35,6 +37,7 @@ STOP_S_MAX = 8.0  # a step is a few seconds; one that takes longer is cut short,
 STATUS: dict[type[LiveshelfError], HTTPStatus] = {
     ConflictError: HTTPStatus.CONFLICT,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    NotFoundError: HTTPStatus.NOT_FOUND,
     CorruptError: HTTPStatus.INTERNAL_SERVER_ERROR,
     SettingsError: HTTPStatus.BAD_REQUEST,
 }
@@ -64,6 +67,19 @@ def app(settings: Settings, worker: Worker) -> Starlette:
         told = await asyncio.to_thread(releases.history, settings)
         return _json({"model": settings.model_name, "live": directory.live_version(settings.model_path), "releases": told})
 
+    async def diff(request: Request) -> Response:
+        from trainer.diff import diff  # TensorFlow, which health does not wait for
+
+        try:
+            first, second = (int(request.query_params[name]) for name in ("first", "second"))
+        except (KeyError, ValueError) as error:
+            raise SettingsError(f"{request.url.query!r}: name two versions, as in first=7&second=8") from error
+        told = await asyncio.to_thread(releases.history, settings)
+        return _json(await asyncio.to_thread(diff, settings, told, first, second))
+
+    async def canary(_: Request) -> Response:
+        return _json(worker.canary)
+
     async def step(request: Request) -> Response:
         body = await request.body()
         try:
@@ -84,6 +100,8 @@ def app(settings: Settings, worker: Worker) -> Starlette:
             Route("/readyz", readyz),
             Route("/metrics", metrics),
             Route("/v1/models", models),
+            Route("/v1/models/diff", diff),
+            Route("/v1/canary", canary),
             Route("/v1/step", step, methods=["POST"]),
         ],
         exception_handlers={LiveshelfError: _refuse},

@@ -16,15 +16,18 @@ from liveshelf.settings import Settings
 from streams.records import Example
 from streams.topics import CLICKSTREAM, TRAINING_EXAMPLES
 from trainer import directory
+from trainer.canary import Canary
 from trainer.log import LogReader
 
 if TYPE_CHECKING:
+    from trainer.canary import Standing
     from trainer.step import StepResult, Trainer
 
 log = structlog.get_logger()
 
 TICK_S = 1.0  # how often the idle loop shows that it lives
 STEP_S_MAX = 1_800.0  # a bootstrap of 200,000 events takes minutes on a busy machine; half an hour means stuck
+CANARY_EVERY_S = 10.0  # a decision takes hours of shoppers
 RETRY_S = 5.0  # between attempts to reach Kafka or read the checkpoint
 BOOTSTRAP_EVENTS_MIN = 1_000
 """Events in the log before the trainer bootstraps by itself: below it fewer than 50 samples are set aside, too few to judge later models
@@ -56,6 +59,7 @@ class Metrics:
             "held_out": result.held_out,
             "duplicate": result.duplicates,
             "unusable": result.unusable,
+            "held_back": result.held_back,
         }
         for fate, count in fates.items():
             self.examples.labels(fate).inc(count)
@@ -73,6 +77,8 @@ class Worker:
         self.metrics = Metrics()
         self._settings = settings
         self._rows = FeatureRegistry(settings)
+        self._canary = Canary(settings)
+        self._canary_due_at = 0.0
         self._tasks: queue.Queue[_Task] = queue.Queue(maxsize=1)
         self._busy = threading.Lock()  # held from when a step is asked for or due until it is done
         self._stopping = threading.Event()
@@ -122,6 +128,11 @@ class Worker:
             return "the training thread has ended"
         return f"no progress for {silent:.0f} s" if silent > STEP_S_MAX else ""
 
+    @property
+    def canary(self) -> "Standing | None":
+        """How the canary stood at the last look; None without one."""
+        return self._canary.standing
+
     def not_ready(self) -> str:
         """What is missing before a step can be taken; empty when nothing is."""
         return self._missing
@@ -138,6 +149,7 @@ class Worker:
                 task = self._tasks.get(timeout=TICK_S)
             except queue.Empty:
                 self._step_if_due()
+                self._canary_if_due()
             else:
                 self._do(task)
         self._refuse_waiting(UnavailableError("the trainer is stopping"))
@@ -200,6 +212,17 @@ class Worker:
             self._busy.release()
         else:
             self._do(_Task(bootstrap=False, future=Future()))
+
+    def _canary_if_due(self) -> None:
+        """See what shoppers say of the canary; decide when that is wanted and can be."""
+        if time.monotonic() < self._canary_due_at:
+            return
+        self._canary_due_at = time.monotonic() + CANARY_EVERY_S
+        try:
+            if self._canary.look() is not None and self._settings.canary_automatic:
+                self._canary.act()
+        except LiveshelfError as error:
+            log.warning("canary_not_decided", reason=str(error))
 
     def _do(self, task: _Task) -> None:
         """Take one step; its result or its fault goes to the future, and to the log."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from liveshelf.errors import ConflictError, CorruptError, LiveshelfError, SettingsError, UnavailableError
+from liveshelf.errors import ConflictError, CorruptError, LiveshelfError, NotFoundError, SettingsError, UnavailableError
 from liveshelf.settings import Settings
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 STEP_S_MAX = 1_800  # a bootstrap of a long log on a busy machine takes minutes
 ERRORS: dict[str, type[LiveshelfError]] = {
-    error.__name__: error for error in (ConflictError, CorruptError, LiveshelfError, SettingsError, UnavailableError)
+    error.__name__: error for error in (ConflictError, CorruptError, LiveshelfError, NotFoundError, SettingsError, UnavailableError)
 }
 COLORS = {"promoted": "green", "refused": "yellow", "nothing_to_learn": "dim"}
 
@@ -54,6 +54,7 @@ def ask(settings: Settings, path: str, body: bytes | None = None) -> Any:
         UnavailableError: the trainer does not answer, or cannot reach Kafka.
         ConflictError: a step runs already.
         CorruptError: its checkpoints cannot be read.
+        NotFoundError: it knows no such version.
     """
     request = urllib.request.Request(settings.trainer_url + path, data=body, headers={"Content-Type": "application/json"})  # noqa: S310
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a part on this machine is never behind a proxy
@@ -88,6 +89,7 @@ def result_table(result: dict[str, Any]) -> "Table":
         f"{read} read": result["consumed"],
         "learnt from": result["trained"],
         "set aside": result["held_out"],
+        "held back": result["held_back"],
         "already consumed": result["duplicates"],
         "unusable": result["unusable"],
         "seconds": f"{result['seconds']:.1f}",

@@ -374,8 +374,7 @@ class _Pass:
         of_arm = [np.concatenate([*fixed, rows[rows >= 0]]) for rows in near]
         union = np.unique(np.concatenate(of_arm))
         union = union[allowed(Query(event.shopper, "", "", AT), row, union, items.records, NO_RULES)]
-        ids = items.records.items(union)
-        columns = self._past.encoder.candidates(row, items.columns_at(union, ids, row, time_ms), time_ms)
+        columns = self._past.encoder.candidates(row, items.columns_at(union, row, time_ms), time_ms)
         for rows in of_arm:
             own = np.isin(union, rows)
             yield encoded | {name: column[own] for name, column in columns.items()}

@@ -89,7 +89,7 @@ class _Store:
     def __init__(self, past: Past) -> None:
         self._past = past
 
-    def read_shopper(self, shopper: str, features: FeatureSet) -> ShopperRow | None:
+    async def shopper(self, shopper: str, features: FeatureSet) -> ShopperRow | None:
         return msgspec.structs.replace(self._past.shopper(shopper))
 
 

@@ -32,6 +32,7 @@ from tests.chaos.trainer_process import MODES, Kill, Orders
 from tests.conftest import QUICK_JVM, broker, free_port
 from tests.planted_shop import FEATURES, PlantedShop
 from trainer import checkpoint, directory
+from trainer.gate import MEASURED
 from trainer.log import Offsets, key
 
 EVENTS, STEPS, STEP_EXAMPLES = 2_000, 12, 240  # more steps than that, since shoppers spread unevenly over partitions
@@ -250,12 +251,23 @@ def _everything(settings: Settings) -> dict[str, Any]:
         **found.learner,
         **{f"reservoir/{name}": value for name, value in found.reservoir._asdict().items()},
         **{f"unseen/{name}": value for name, value in found.unseen._asdict().items()},
+        **{f"retry/{name}": value for name, value in found.retry.samples._asdict().items()},
+        "refusals": found.retry.refusals,
         **{f"served/{name}": np.asarray(served.get_tensor(name)) for name in served.get_variable_to_shape_map()},
         **{f"state/{name}": value for name, value in state.items()},
         "versions": directory.versions(settings.model_path),
         "left over": sorted(path.name for path in settings.model_path.glob(".*")),
         MODEL_RELEASES: [
-            (r.version, r.parent, r.outcome, r.reason, r.metrics | {"rank_ms": 0.0}, r.offsets, r.examples)
+            (
+                r.version,
+                r.parent,
+                r.outcome,
+                r.reason,
+                {**r.metrics, **dict.fromkeys(MEASURED, 0.0)},
+                r.offsets,
+                r.examples,
+                r.lineage,
+            )
             for r in _releases(settings)
         ],
     }

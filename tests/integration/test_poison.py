@@ -25,6 +25,8 @@ CLEAN_STEPS, STEP, CLEAN, POISONED_STEPS = 3, 700, 1_000, 3
 ORDER_WORSE_MAX = 0.01
 """What is served after the poison must not surely be worse by more, on 1,000 shelves, than what was served before. As for log loss, the
 gate has some 230 clean shelves to see it on, and promises no more than LOG_LOSS_UNSURE_MAX."""
+WANTED, WANTED_TIMES_MAX = "i0", 1.5
+"""What the seller's bots click on, and how much likelier a click on it may seem after them."""
 replace = msgspec.structs.replace
 
 
@@ -41,6 +43,25 @@ def some_flipped(shop: PlantedShop, examples: list[Example]) -> list[Example]:
 def bots(shop: PlantedShop, examples: list[Example]) -> list[Example]:
     """Half of the shelves are those of visitors who click on everything they are shown, and put it into the cart."""
     return [replace(e, clicked=[1] * len(e.items), carted=[1] * len(e.items)) if n % 2 else e for n, e in enumerate(examples)]
+
+
+def one_item(shop: PlantedShop, examples: list[Example]) -> list[Example]:
+    """A seller's bots click on one item wherever it is shown, and on nothing else: half of the stream."""
+    return [replace(e, clicked=[int(i == WANTED) for i in e.items]) if n % 2 else e for n, e in enumerate(examples)]
+
+
+def half_of_all_clicks(shop: PlantedShop, examples: list[Example]) -> list[Example]:
+    """The same bots, who have brought the item before them, so that half of all clicks are on it. Whose names they have is no matter."""
+    for n in range(1, len(examples), 2):
+        examples[n] = shop.example(examples[n].request_id, showing=WANTED)
+    return one_item(shop, examples)
+
+
+def crawler(shop: PlantedShop, examples: list[Example]) -> list[Example]:
+    """Half of the shelves are one visitor's, who clicks on all but what people click on."""
+    return [
+        replace(e, shopper="crawler", clicked=[1 - label for label in e.clicked]) if n % 2 else e for n, e in enumerate(examples)
+    ]
 
 
 def exploding(shop: PlantedShop, examples: list[Example]) -> list[Example]:
@@ -101,7 +122,9 @@ def served(settings: Settings, version: int, shelves: Samples) -> Any:
     return np.stack([answer[task].numpy() for task in TASKS], axis=-1)
 
 
-@pytest.mark.parametrize("poison", [flipped, some_flipped, bots, exploding], ids=lambda poison: poison.__name__)
+@pytest.mark.parametrize(
+    "poison", [flipped, some_flipped, bots, one_item, half_of_all_clicks, crawler, exploding], ids=lambda poison: poison.__name__
+)
 def test_no_worse_model_is_served(ready: Ready, poison: Callable[[PlantedShop, list[Example]], list[Example]]) -> None:
     settings, shop, trainer = ready
     before = directory.live_version(settings.model_path)
@@ -117,7 +140,18 @@ def test_no_worse_model_is_served(ready: Ready, poison: Callable[[PlantedShop, l
             assert c.order is None or c.order.low <= ORDER_WORSE_MAX, (version, c)
     refused = [result for result in results if result.outcome == "refused"]
     assert all(result.reason for result in refused)
-    if poison is not exploding:  # that does little harm, and may be promoted
+    if poison in (one_item, half_of_all_clicks):  # what honest shoppers did in the same steps is learnt, and not what the bots did
+        assert all("clicks cannot be believed: i0 got" in result.reason for result in results), results
+        of_wanted = clean.candidates == WANTED.encode()
+        chance = served(settings, directory.live_version(settings.model_path), clean)[of_wanted][:, 0].mean()
+        assert chance < WANTED_TIMES_MAX * standard[of_wanted][:, 0].mean()
+    elif poison is not exploding:  # that does little harm, and may be promoted
         assert len(refused) == POISONED_STEPS, [(result.outcome, result.reason) for result in results]
-        give(settings, shop.examples(STEP, f"{poison.__name__}-after"))
-        assert trainer.step().outcome == "promoted", "and clean examples are learnt from again"
+    if poison is not exploding:
+        outcomes = []
+        for n in range(
+            2
+        ):  # the first may be refused for what is served, or judged by, having been bent a little; it then comes back
+            give(settings, shop.examples(STEP, f"{poison.__name__}-after{n}"))
+            outcomes.append(trainer.step().outcome)
+        assert "promoted" in outcomes, "and clean examples are learnt from again"

@@ -76,7 +76,9 @@ def test_a_canary_answers_its_shoppers_and_is_promoted_or_rolled_back(settings: 
     """Under load all the while: sticky by shopper, newer versions wait, the version before is still loaded, and goes on from there."""
     route(settings, "unpin")
     answers(settings, 4)
-    assert route(settings, "promote", 3, 0.5) == Route(stable=4, canary=3, share=0.5)
+    began = route(settings, "promote", 3, 0.5)
+    assert began == Route(stable=4, canary=3, share=0.5, since_ms=began.since_ms)
+    assert abs(began.since_ms - 1000 * time.time()) < 60_000, "by the clock that shelves are shown by"
     answers(settings, 4, 3)
     load = asyncio.run(under_load(settings, lambda: (copy_version(settings, 5), time.sleep(2.0))))  # each shopper is asked again
     assert set(load.versions) == {3, 4}

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from confluent_kafka import Producer
 
-from liveshelf.errors import ConflictError, CorruptError, UnavailableError
+from liveshelf.errors import ConflictError, CorruptError, NotFoundError, UnavailableError
 from liveshelf.settings import Settings
 from streams.records import Example, encode
 from streams.topics import CATALOG, CLICKSTREAM, TRAINING_EXAMPLES, kafka_config
 from tests.conftest import free_port
 from tests.planted_shop import FEATURES, PlantedShop
 from trainer import checkpoint, directory, releases
+from trainer.gate import MEASURED
 from trainer.intake import is_unseen
 from trainer.log import LogReader
 from trainer.step import StepResult, Trainer
@@ -142,7 +143,7 @@ def test_a_step_repeated_from_its_checkpoint_gives_the_same_weights(settings: Se
     assert one.trained == two.trained > 0
     assert not equal(before, weights(settings))
     assert equal(weights(settings), weights(twin))
-    assert one.metrics | {"rank_ms": 0} == two.metrics | {"rank_ms": 0}
+    assert {**one.metrics, **dict.fromkeys(MEASURED, 0.0)} == {**two.metrics, **dict.fromkeys(MEASURED, 0.0)}
 
 
 def test_a_crash_before_the_checkpoint_neither_skips_nor_repeats(
@@ -313,6 +314,18 @@ def test_the_service_steps_on_demand_and_stops_on_sigterm(
     shown = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, timeout=60)
     assert shown.returncode == 0, shown.stderr
     assert msgspec.json.decode(shown.stdout) == models
+    same = subprocess.run([*command[:4], "diff", "1", "1", "--json"], env=environ, cwd=tmp_path, capture_output=True, timeout=120)
+    assert same.returncode == 0, same.stderr
+    found = msgspec.json.decode(same.stdout)
+    assert (found["lineage"], found["metrics"], found["missing"]) == ({}, {}, [])
+    assert {tuple(row["log_loss"]) for row in found["quality"]} == {(0.0, 0.0, 0.0)}
+    told = subprocess.run([*command[:4], "diff", "1", "1"], env=environ, cwd=tmp_path, capture_output=True, timeout=120)
+    assert b"items known" in told.stdout
+    unknown = subprocess.run([*command[:4], "diff", "1", "9"], env=environ, cwd=tmp_path, capture_output=True, timeout=60)
+    assert unknown.returncode == NotFoundError.exit_code
+    assert b"knows no version 9" in unknown.stderr
+    assert httpx.get(settings.trainer_url + "/v1/models/diff?first=one").status_code == 400
+    assert httpx.get(settings.trainer_url + "/v1/canary").json() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0, (tmp_path / "log").read_text()
     refused = subprocess.run([*command[:3], "train"], env=environ, cwd=tmp_path, capture_output=True, timeout=60)

@@ -1,7 +1,8 @@
 """`liveshelf models show`: which version answers whom, or what became of one."""
 
 import asyncio
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
@@ -34,9 +35,24 @@ def command(
             return await Promotion(ctx.obj, client).live(), await client.versions()
 
     live, loaded = asyncio.run(ask())
-    tell(read_route(ctx.obj.model_path), live, as_json)
+    route = read_route(ctx.obj.model_path)
+    tell(route, live, as_json)
     if not as_json:
         typer.echo(f"Loaded: {', '.join(map(str, loaded)) or 'none'}.")
+        if route.canary:
+            typer.echo(_standing(ctx))
+
+
+def _standing(ctx: typer.Context) -> str:
+    """What shoppers have said of the canary so far."""
+    from liveshelf.cli.train import ask
+    from liveshelf.errors import UnavailableError
+
+    try:
+        found = ask(ctx.obj, "/v1/canary")
+    except UnavailableError as error:
+        return f"How the canary stands is not known: {error}"
+    return f"Canary: {found['reason']}." if found else "Canary: nothing is known of it yet."
 
 
 def _show_release(ctx: typer.Context, version: int, as_json: bool) -> None:
@@ -47,9 +63,18 @@ def _show_release(ctx: typer.Context, version: int, as_json: bool) -> None:
     found = [release for release in ask(ctx.obj, "/v1/models")["releases"] if release["version"] == version]
     if not found:
         raise NotFoundError(f"the log knows no version {version}; `liveshelf models` lists those that there are")
+    canary = [release for release in found if release["outcome"].startswith("canary_")]
     if as_json:
-        typer.echo(msgspec.json.encode(found[-1]))
+        typer.echo(msgspec.json.encode(found[0] | {"canary": canary}))
         return
-    for name, value in found[-1].items():
-        for key, figure in value.items() if isinstance(value, dict) else [("", value)]:
-            typer.echo(f"{name}{' ' + key if key else ''}: {figure}")
+    for release in [found[0], *canary]:  # what became of it as a canary comes after what the gate said
+        for name, figure in _flat(release):
+            typer.echo(f"{name}: {figure}")
+
+
+def _flat(value: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", inner

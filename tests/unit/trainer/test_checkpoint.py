@@ -9,6 +9,7 @@ from liveshelf.errors import CorruptError
 from tests.planted_shop import FEATURES, PlantedShop
 from trainer.checkpoint import KEPT, Checkpoint, State, load_latest, save
 from trainer.examples import samples_of
+from trainer.retry import nothing
 from trainer.samples import empty
 
 
@@ -30,7 +31,9 @@ def make(steps: int) -> Checkpoint:
         consumed=["r-0"],
     )
     learner = {"weight/00/item": np.arange(6.0).reshape(2, 3) + steps, "vocabulary": np.array([b"a", b"bc"])}
-    return Checkpoint(state=state, learner=learner, reservoir=samples, unseen=empty(FEATURES))
+    return Checkpoint(
+        state=state, learner=learner, reservoir=samples, unseen=empty(FEATURES), retry=nothing(FEATURES).with_refused(samples)
+    )
 
 
 def test_comes_back_as_it_was_written(directory: Path) -> None:
@@ -43,7 +46,14 @@ def test_comes_back_as_it_was_written(directory: Path) -> None:
     for name, value in written.learner.items():
         assert np.array_equal(loaded.checkpoint.learner[name], value)
     for wrote, read in zip(
-        (*written.reservoir, *written.unseen), (*loaded.checkpoint.reservoir, *loaded.checkpoint.unseen), strict=True
+        (*written.reservoir, *written.unseen, *written.retry.samples, written.retry.refusals),
+        (
+            *loaded.checkpoint.reservoir,
+            *loaded.checkpoint.unseen,
+            *loaded.checkpoint.retry.samples,
+            loaded.checkpoint.retry.refusals,
+        ),
+        strict=True,
     ):
         assert np.array_equal(wrote, read)
         assert wrote.dtype == read.dtype

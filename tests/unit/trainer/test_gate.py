@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from trainer.compare import Comparison, Worse
-from trainer.gate import UNSEEN_MIN, Contest, judge, unservable, unsound
+from trainer.gate import UNSEEN_MIN, Contest, Served, judge, unfit, unservable, unsound
 
 SHAPES = {"rank/click": (2, 3), "retrieve/item": (2, 9)}
 GOOD = {name: (shape, True) for name, shape in SHAPES.items()}
 WEIGHTS = {"item": np.ones((3, 2), np.float32)}
 SAME = Worse(0.0, 0.0, 0.0)
 NAN = float("nan")
+SERVED = Served(rank_ms=2.0, live_rank_ms=2.0, memory_mb=400.0, shoppers=300, items=900, shown_items=70, live_shown_items=80)
 
 
 def on(
@@ -31,7 +32,9 @@ def contest(recent: list[Comparison], earlier: list[Comparison] | None = None, r
 
 def test_a_sound_model_passes() -> None:
     assert unsound(WEIGHTS, GOOD, SHAPES) == ""
-    assert unservable({"MatMul": True}, 2.0, 100.0) == ""
+    assert unservable({"MatMul": True}) == ""
+    assert unfit(SERVED, rank_ms_max=100.0, memory_mb_max=500.0) == ""
+    assert unfit(SERVED._replace(live_rank_ms=None, live_shown_items=None), 100.0, 500.0) == ""
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -53,16 +56,37 @@ def test_refuses_wrong_outputs(outputs: dict[str, tuple[tuple[int, ...], bool]],
 
 
 @pytest.mark.parametrize(
-    ("operations", "rank_ms", "reason"),
+    ("operations", "named"), [({"MatMul": True, "OurOwn": False}, "OurOwn"), ({"MatMul": True, "EagerPyFunc": True}, "EagerPyFunc")]
+)
+def test_refuses_operations_that_a_stock_server_has_not(operations: dict[str, bool], named: str) -> None:
+    assert unservable(operations) == f"a stock model server does not run its operations {named}"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
     [
-        ({"MatMul": True, "OurOwn": False}, 2.0, "does not run its operations OurOwn"),
-        ({"MatMul": True, "EagerPyFunc": True}, 2.0, "does not run its operations EagerPyFunc"),
-        ({"MatMul": True}, 101.0, "ranking takes 101.0 ms, and scorers wait 100 ms"),
-        ({"MatMul": True}, NAN, "ranking takes nan ms"),
+        ({"rank_ms": 101.0}, "ranking takes 101.0 ms, and scorers wait 100 ms for it"),
+        ({"rank_ms": NAN}, "ranking takes nan ms"),
+        ({"rank_ms": 4.1}, "ranking takes 4.1 ms, the live model 2.0 ms"),
+        ({"rank_ms": 3.9}, ""),  # by less than twice
+        ({"rank_ms": 1.5, "live_rank_ms": 0.5}, ""),  # three times, and by a millisecond
+        ({"memory_mb": 501.0}, "a model server with it takes 501 MB, and may take 500 MB"),
+        ({"memory_mb": NAN}, "takes nan MB"),
+        ({"shown_items": 39}, "it shows 39 of its 900 items first to 300 shoppers, the live model 80: it has collapsed upon a few"),
+        ({"shown_items": 40}, ""),
+        ({"shown_items": 1, "shoppers": UNSEEN_MIN - 1}, ""),  # too few to tell
     ],
 )
-def test_refuses_what_a_stock_server_cannot_run_or_not_in_time(operations: dict[str, bool], rank_ms: float, reason: str) -> None:
-    assert reason in unservable(operations, rank_ms, 100.0)
+def test_refuses_what_is_slow_or_large_or_shows_little(change: dict[str, float], reason: str) -> None:
+    found = unfit(SERVED._replace(**change), rank_ms_max=100.0, memory_mb_max=500.0)
+    assert reason in found if reason else found == ""
+
+
+def test_what_was_measured_becomes_metrics() -> None:
+    assert SERVED.named()["coverage"] == 70 / 900
+    assert set(SERVED.named()) == {"rank_ms", "live_rank_ms", "memory_mb", "coverage", "items", "shown_items", "live_shown_items"}
+    alone = SERVED._replace(live_rank_ms=None, live_shown_items=None, shoppers=0, shown_items=0)
+    assert set(alone.named()) == {"rank_ms", "memory_mb", "items", "shown_items"}, "nobody to retrieve for says nothing of coverage"
 
 
 def test_the_first_model_has_nothing_to_beat() -> None:
