@@ -25,7 +25,7 @@ def test_the_next_version_takes_the_data_over_and_the_old_one_takes_it_back(comp
     following = Compose(LIVESHELF_VERSION="0.2.0")
     with Traffic(compose.settings) as traffic:
         took_s = following.up()
-        after = state(following)
+    after = state(following)
     print(f"\nupgraded in {took_s:.1f} s, {len(traffic.accepted)} events accepted meanwhile: {before} -> {after}")
     for service in ("collector", "agents", "joiner", "scoring", "trainer"):
         assert following.inspect(service)["Config"]["Image"].endswith(":0.2.0"), service
