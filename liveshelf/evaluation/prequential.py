@@ -301,6 +301,8 @@ class _Pass:
             self._join(self._learnt_anew("retrained", time_ms))
 
     def _begin(self, time_ms: int) -> None:
+        if time_ms >= self._retrain_ms:  # nothing happened between the beginning and that boundary: both would learn from the same
+            self._retrain_ms = 0
         batch = self._learnt_anew("batch", time_ms)
         self._join(batch)
         state = batch.learner.state()
