@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Self
 import msgspec
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
 from prometheus_client import Gauge
 
 from features.catalog import Catalog
@@ -97,14 +96,14 @@ class ItemMemory:
             | {
                 "group.id": "liveshelf-scorer",
                 "enable.auto.commit": False,
+                "fetch.wait.max.ms": 20,
                 "reconnect.backoff.max.ms": 1_000,
                 "enable.partition.eof": False,
                 "log_level": 2,
             }
         )
-        admin = AdminClient(kafka_config(self._settings) | {"log_level": 2})
         try:
-            ends = self._assign(consumer, admin)
+            ends = self._assign(consumer)
             asked_s = time.monotonic()
             while not self._stop.is_set():
                 records = [_decoded(m) for m in consumer.consume(BATCH_MAX, POLL_S) if not m.error()]
@@ -113,7 +112,7 @@ class ItemMemory:
                 now_s = time.monotonic()
                 if ends is None:
                     if now_s - asked_s >= LOOK_S:
-                        asked_s, ends = now_s, _ends(admin, consumer.assignment())
+                        asked_s, ends = now_s, self._ends(consumer)
                 elif self._reached(consumer, ends):
                     self._complete_s, ends = asked_s, None
                     if not self.loaded.is_set():
@@ -121,7 +120,7 @@ class ItemMemory:
         finally:
             consumer.close()
 
-    def _assign(self, consumer: Consumer, admin: AdminClient) -> dict[tuple[str, int], int] | None:
+    def _assign(self, consumer: Consumer) -> dict[tuple[str, int], int] | None:
         """Assign every partition from its beginning; return the ends to reach for `loaded`."""
         while not self._stop.is_set():
             try:
@@ -129,12 +128,24 @@ class ItemMemory:
                 found = [(name, p) for name in (CATALOG, ITEM_UPDATES) if name in topics for p in topics[name].partitions]
                 if len({name for name, _ in found}) == 2:
                     consumer.assign([TopicPartition(*tp, OFFSET_BEGINNING) for tp in found])
-                    if (ends := _ends(admin, consumer.assignment())) is not None:
+                    if (ends := self._ends(consumer)) is not None:
                         return ends
             except KafkaException as error:
                 log.warning("item memory waits for Kafka", error=str(error))
             self._stop.wait(RETRY_S)
         return None
+
+    def _ends(self, consumer: Consumer) -> dict[tuple[str, int], int] | None:
+        """End offset of each partition that has records; None when Kafka does not say."""
+        try:
+            marks = {
+                (tp.topic, tp.partition): consumer.get_watermark_offsets(tp, timeout=RETRY_S, cached=False)
+                for tp in consumer.assignment()
+            }
+        except KafkaException:
+            return None
+        # A compacted partition may hold nothing although its offsets run: `position` still reaches the end.
+        return {tp: high for tp, (low, high) in marks.items() if high > low}
 
     def _reached(self, consumer: Consumer, ends: dict[tuple[str, int], int]) -> bool:
         position = {(tp.topic, tp.partition): tp.offset for tp in consumer.position(consumer.assignment())}
@@ -178,26 +189,6 @@ class ItemMemory:
     def _on_loop(self, call: Callable[[], Any]) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call)
-
-
-def _ends(admin: AdminClient, partitions: list[TopicPartition]) -> dict[tuple[str, int], int] | None:
-    """End offset of each partition that has records; None when Kafka does not say.
-
-    Asked over a connection of its own: a broker answers those of one in turn, and the consumer's fetches wait there for records. Asking the
-    consumer, partition by partition, needed fetches of 20 ms, which took a tenth of a core between scorer and broker.
-    """
-    try:
-        low, high = (
-            {(tp.topic, tp.partition): future.result().offset for tp, future in asked.items()}
-            for asked in (
-                admin.list_offsets({TopicPartition(tp.topic, tp.partition): spec for tp in partitions}, request_timeout=RETRY_S)
-                for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
-            )
-        )
-    except KafkaException:
-        return None
-    # A compacted partition may hold nothing although its offsets run: `position` still reaches the end.
-    return {tp: end for tp, end in high.items() if end > low[tp]}
 
 
 def _decoded(message: Any) -> CatalogItem | _RowUpdate | None:
