@@ -167,7 +167,10 @@ def _exported(version: Path) -> Exported:
     shapes = {
         name.removesuffix(VALUE): shape for name, shape in variables.get_variable_to_shape_map().items() if name.endswith(VALUE)
     }
-    return Exported(variables.get_tensor(f"ids{VALUE}").tolist(), shapes, set(operations(version)))
+    ids = [
+        item for item in variables.get_tensor(f"ids{VALUE}").tolist() if item
+    ]  # the last is none: what retrieval finds too little of
+    return Exported(ids, shapes, set(operations(version)))
 
 
 def _quality(settings: Settings, one: Release, other: Release) -> list[Quality]:

@@ -11,7 +11,7 @@ from tests.compose.stack import LOOP, VARIABLES, Compose, pytest_of
 
 
 def test_the_suite_of_any_stack_passes(compose: Compose) -> None:
-    """tests/e2e/test_any_stack.py, as anybody runs it against a stack of his: given by addresses, through public interfaces only."""
+    """tests/e2e/test_stack.py, as anybody runs it against a stack of his: given by addresses, through public interfaces only."""
     settings = compose.settings
     addresses = {
         "LIVESHELF_STACK": "addresses",
@@ -19,7 +19,7 @@ def test_the_suite_of_any_stack_passes(compose: Compose) -> None:
         "LIVESHELF_SCORING": settings.scoring_address,
         "LIVESHELF_FEEDBACK_WINDOW_S": VARIABLES["LIVESHELF_FEEDBACK_WINDOW_S"],
     }
-    print(pytest_of("tests/e2e/test_any_stack.py", addresses))
+    print(pytest_of("tests/e2e/test_stack.py", addresses))
 
 
 def test_the_files_are_valid_with_every_profile(compose: Compose) -> None:

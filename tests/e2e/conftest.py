@@ -103,7 +103,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def any_stack(request: pytest.FixtureRequest) -> Stack:
-    """The stack that LIVESHELF_STACK names; see test_any_stack.py."""
+    """The stack that LIVESHELF_STACK names; see test_stack.py."""
     kind = os.environ.get("LIVESHELF_STACK", "embedded")
     if kind == "embedded":
         return request.getfixturevalue("stack")  # type: ignore[no-any-return]
