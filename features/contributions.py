@@ -32,11 +32,8 @@ class Held(NamedTuple):
     """The latest event of any partition."""
 
 
-NOTHING_HELD = Held(b"", b"", 0)
-
-
 class Layout:
-    """Reads and replaces contributions of `numbers` numbers each, the k-th of which decays with half-life `half_life_of[k]`."""
+    """Reads and replaces contributions of K numbers each, the k-th of which decays with half-life `half_life_of[k]`."""
 
     def __init__(self, half_lives: HalfLives, half_life_of: npt.NDArray[np.int64], of_neighbours: int) -> None:
         self._half_lives, self._half_life_of, self._of_neighbours = half_lives, half_life_of, of_neighbours
@@ -87,8 +84,8 @@ class Layout:
         if (factors := self._factors(from_ms, to_ms)) is None:
             return parts, near
         of_parts, of_near = np.frombuffer(parts, self._part).copy(), np.frombuffer(near, NEIGHBOUR).copy()
-        of_parts["numbers"] *= factors[self._half_life_of].astype(np.float32)
-        of_near["weight"] *= np.float32(factors[self._of_neighbours])
+        of_parts["numbers"] *= factors[self._half_life_of]
+        of_near["weight"] *= factors[self._of_neighbours]
         return of_parts.tobytes(), of_near.tobytes()
 
     def _factors(self, from_ms: int, to_ms: int) -> npt.NDArray[np.float32] | None:

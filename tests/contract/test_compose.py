@@ -118,7 +118,7 @@ def test_the_dockerfile_is_as_a_linter_wants_it() -> None:
     assert all("\nUSER 10001:10001\n" in stage for stage in finals)
     assert ":latest" not in DOCKERFILE
     assert "curl" not in DOCKERFILE
-    assert DOCKERFILE.count("pip install") == DOCKERFILE.count("--mount=type=cache,target=/root/.cache/pip pip install")
+    assert DOCKERFILE.count("pip install") == DOCKERFILE.count("--mount=type=cache,target=/var/cache/pip pip install")
 
 
 def test_the_engine_of_the_compose_tests_ends_only_what_it_started(tmp_path: Path) -> None:
