@@ -14,7 +14,7 @@ from serving.model_client import ModelClient
 from serving.promotion import Promotion
 from streams.route import Route, read_route
 from tests.live_shop import serving_state, until
-from tests.swaps import PacedLoad, copy_version, served_shop, trained_version
+from tests.swaps import SHOPPERS, PacedLoad, copy_version, served_shop, trained_version
 
 RPS = 40
 ITEMS = 200
@@ -27,11 +27,11 @@ def settings(kafka: Settings, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield settings
 
 
-async def under_load(settings: Settings, change: Callable[[], object]) -> PacedLoad:
+async def under_load(settings: Settings, change: Callable[[PacedLoad], object]) -> PacedLoad:
     load, done = PacedLoad(settings, RPS), asyncio.Event()
     loading = asyncio.create_task(load.until(done))
     try:
-        await asyncio.to_thread(change)
+        await asyncio.to_thread(change, load)
     finally:
         done.set()
         await loading
@@ -64,7 +64,7 @@ def loaded(settings: Settings) -> list[int]:
 def test_swaps_under_load_fail_and_degrade_nothing(settings: Settings) -> None:
     """What the trainer promotes takes over by itself, again and again."""
 
-    def swap() -> None:
+    def swap(_: PacedLoad) -> None:
         for version in (2, 3, 4):
             trained_version(settings, version)
 
@@ -80,16 +80,21 @@ def test_a_canary_answers_its_shoppers_and_is_promoted_or_rolled_back(settings: 
     assert began == Route(stable=4, canary=3, share=0.5, since_ms=began.since_ms)
     assert abs(began.since_ms - 1000 * time.time()) < 60_000, "by the clock that shelves are shown by"
     answers(settings, 4, 3)
-    load = asyncio.run(under_load(settings, lambda: (copy_version(settings, 5), time.sleep(2.0))))  # each shopper is asked again
+
+    def newer(load: PacedLoad) -> None:
+        copy_version(settings, 5)
+        until(lambda: len(load.times_ms) >= max(2 * SHOPPERS, 2 * RPS), 30, "each shopper is asked again, for two seconds")
+
+    load = asyncio.run(under_load(settings, newer))
     assert set(load.versions) == {3, 4}
     assert all(len(versions) == 1 for versions in load.by_shopper.values())
     assert 0.2 < sum(versions == {3} for versions in load.by_shopper.values()) / len(load.by_shopper) < 0.8
 
-    asyncio.run(under_load(settings, lambda: (route(settings, "promote", 3), answers(settings, 3))))
+    asyncio.run(under_load(settings, lambda _: (route(settings, "promote", 3), answers(settings, 3))))
     assert read_route(settings.model_path) == Route(stable=3, before=4)
     assert sorted(loaded(settings)) == [3, 4]
-    asyncio.run(under_load(settings, lambda: (route(settings, "rollback"), answers(settings, 4))))
-    asyncio.run(under_load(settings, lambda: (route(settings, "unpin"), answers(settings, 5))))
+    asyncio.run(under_load(settings, lambda _: (route(settings, "rollback"), answers(settings, 4))))
+    asyncio.run(under_load(settings, lambda _: (route(settings, "unpin"), answers(settings, 5))))
     until(lambda: sorted(loaded(settings)) == [4, 5], 30, "as by default, the two newest are loaded")
 
 
