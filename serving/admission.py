@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager, contextmanager
 
 from serving.status import overloaded
 
-WORKING_MAX = 8  # requests worked on together: what the model server batches; more only make each turn of the event loop longer
-LEFT_MIN_S = 0.02  # of a call's deadline, when the scorer is never idle: a shelf takes a quarter of it, its way home another
+WORKING_MAX = 12  # requests worked on together: what the model server batches; more only make each turn of the event loop longer
+HOME_S = 0.015  # of a call's deadline, kept for its answer's way home when the scorer is never idle
+DEVIATIONS = 4  # that a request may take longer than the mean, as in TCP's retransmission timer (RFC 6298)
 IDLE_SHARE_MAX = 0.25  # of the time between calls
 BRING_IN_S = 0.002  # what gRPC may take to bring in a call that waits; nothing is done meanwhile, and yet it is not idle
 RECENT = 1 / 32  # weight of the latest call in what is remembered of all
@@ -19,7 +20,7 @@ class Admission:
 
     A queue only makes everybody wait: at a load above what the scorer can do it never empties, and requests would be answered after their
     callers have gone. So there are two bounds: `limit`, and the caller's own deadline, which those that wait before it may use up (by Little's
-    law, their number times the pace at which requests are done). gRPC keeps a queue of its own, which nobody sees: it brings in
+    law, their number times the pace at which requests are done) and its own work too (nearly all requests' time at work). gRPC keeps a queue of its own, which nobody sees: it brings in
     one call a turn of the event loop, the oldest first. Under overload those have almost no time left, and working on them makes the next
     ones just as old: at 3 x capacity 18 % of it was answered in time. Refusing them costs a tenth of answering, and lets younger calls in.
     """
@@ -33,6 +34,7 @@ class Admission:
         self._working = asyncio.Semaphore(WORKING_MAX)
         self._waiting = self._at_work = 0
         self._pace_s = 0.0  # from one request done to the next
+        self._work_s = self._deviation_s = 0.0  # of the time that one is worked on
         self._done_s = 0.0  # when the last one was done
         self._came_s = 0.0
         self._gap_s = self._idle_s = 0.0  # between two calls, and how much of it nothing was done
@@ -47,7 +49,7 @@ class Admission:
         self._note_call()
         if self.under_way >= self.limit:
             raise self._full.with_traceback(None)
-        if left_s is not None and self._saturated and left_s < LEFT_MIN_S + self._waiting * self._pace_s:
+        if left_s is not None and self._saturated and left_s < self._needed_s:
             raise self._too_late.with_traceback(None)
         self.under_way += 1
         try:
@@ -69,7 +71,7 @@ class Admission:
         try:
             yield
         finally:
-            self._pace_s += RECENT * ((self._clock_s() - began_s) / self._at_work - self._pace_s)
+            self._note_work(self._clock_s() - began_s)
             self._at_work -= 1
             self._working.release()
 
@@ -77,6 +79,16 @@ class Admission:
     def _saturated(self) -> bool:
         """Whether calls come faster than they are dealt with, as far as the latest ones tell."""
         return self._idle_s < IDLE_SHARE_MAX * self._gap_s
+
+    @property
+    def _needed_s(self) -> float:
+        """What a call needs that came now: its turn, nearly every request's time at work, its answer's way home."""
+        return self._waiting * self._pace_s + self._work_s + DEVIATIONS * self._deviation_s + HOME_S
+
+    def _note_work(self, took_s: float) -> None:
+        self._pace_s += RECENT * (took_s / self._at_work - self._pace_s)
+        self._deviation_s += RECENT * (abs(took_s - self._work_s) - self._deviation_s)
+        self._work_s += RECENT * (took_s - self._work_s)
 
     def _note_call(self) -> None:
         now_s = self._clock_s()

@@ -1,10 +1,12 @@
 """Circuit breakers: a part that fails again and again is left alone for a moment, and found again by itself.
 
 The states are purgatory's. What is added: a reason fit for counting, one probe at a time when the circuit is half open (its other callers
-would all wait for the part's timeout together), and that a caller's own tiny deadline says nothing about the part.
+would all wait for the part's timeout together), and that lateness alone says little about the part: a caller's deadline may be tiny, and
+when our own event loop stands still, everybody who waits is late at once.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -18,6 +20,7 @@ log = structlog.get_logger()
 Answer = TypeVar("Answer")
 
 FAILURES_MAX = 5  # in a row; a single late answer is no outage
+SILENT_S = 0.25  # a part is only given up for being late when nothing came from it for so long
 OPEN_S = 1.0  # how long the part is left alone; also how much later than possible its recovery may be noticed
 TELLING_S = 0.01  # a caller who waited less than this, and less than the part's timeout, learnt nothing about it
 
@@ -41,6 +44,7 @@ class Breaker:
         self._context = Context(part, FAILURES_MAX, OPEN_S)
         self._reason = late
         self._probing = False
+        self._silent_since_s: float | None = None  # when the first of the calls in a row that failed began
         OPEN.labels(part).set(0)
 
     @property
@@ -51,23 +55,32 @@ class Breaker:
         """`call(timeout)`, unless the circuit is open. `left_s` is what the request has left for it.
 
         Raises:
-            PartUnavailableError: open, late, or `call` raised UnavailableError (its `reason` is kept where it has one).
+            PartUnavailableError: open, late, or `call` raised UnavailableError (its `reason` is kept where it has one; one with a true `late` is as
+                late as if it had not come).
         """
         timeout_s = min(self.timeout_s, max(left_s, 0.0))
         self._enter()
+        began_s = time.perf_counter()
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await call(timeout_s)
         except TimeoutError:
-            telling = timeout_s >= min(self.timeout_s, TELLING_S)
+            telling = self._silent(began_s) and timeout_s >= min(self.timeout_s, TELLING_S)
             raise self._failed(self._late, f"{self.part} did not answer within {1000 * timeout_s:.0f} ms", telling) from None
         except UnavailableError as error:
-            raise self._failed(getattr(error, "reason", f"{self.part}_unavailable"), str(error)) from error
+            telling = self._silent(began_s) or not getattr(error, "late", False)
+            raise self._failed(getattr(error, "reason", f"{self.part}_unavailable"), str(error), telling) from error
         except BaseException:
             self._probing = False  # neither says anything about the part: the caller gave up, or we have a bug
             raise
         self._succeeded()
         return answer
+
+    def _silent(self, began_s: float) -> bool:
+        """Whether it is long that nothing came from the part, after a call that began at `began_s` failed too."""
+        if self._silent_since_s is None:
+            self._silent_since_s = began_s
+        return self._context.state != CLOSED or time.perf_counter() - self._silent_since_s >= SILENT_S
 
     def _enter(self) -> None:
         if self._context.state == HALF_OPENED and self._probing:
@@ -78,7 +91,7 @@ class Breaker:
             raise PartUnavailableError(self._reason, f"{self.part} is left alone for {OPEN_S:g} s: it failed repeatedly") from error
         self._probing = bool(self._context.state == HALF_OPENED)
 
-    def _failed(self, reason: str, message: str, telling: bool = True) -> PartUnavailableError:
+    def _failed(self, reason: str, message: str, telling: bool) -> PartUnavailableError:
         was = self._context.state
         self._probing = False
         if telling:
@@ -94,7 +107,7 @@ class Breaker:
 
     def _succeeded(self) -> None:
         was = self._context.state
-        self._probing = False
+        self._probing, self._silent_since_s = False, None
         self._context.handle_end_request()
         self._context.messages.clear()
         if was == HALF_OPENED:

@@ -34,6 +34,7 @@ class ModelUnavailableError(UnavailableError):
 
     def __init__(self, reason: str, message: str) -> None:
         self.reason = reason
+        self.late = reason == "model_server_timeout"
         super().__init__(message)
 
 

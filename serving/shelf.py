@@ -71,7 +71,7 @@ _candidates, _shelves, _shown = cache(CANDIDATES.labels), cache(SHELVES.labels),
 DEADLINE_MARGIN_S = 0.01  # kept back of the deadline for the last resort and the answer's way home
 STORE_SHARE, RETRIEVAL_SHARE = (
     0.3,
-    0.4,
+    0.5,
 )  # of what is left of the deadline when the stage begins: the rest is for the stages after it
 
 PURCHASE = EVENT_INDEX["purchase"]

@@ -76,7 +76,7 @@ class Load:
         started = time.perf_counter()
         try:
             answer = await self._dice.choice(self._stubs).Recommend(request, timeout=DEADLINE_S)
-            whole = answer.model_version > 0 if self._modelled else answer.degraded_reason != "deadline"
+            whole = not answer.degraded if self._modelled else answer.degraded_reason != "deadline"
             self.outcomes["good" if whole else "fallback"] += 1
             self.times_s.append(time.perf_counter() - started)
         except grpc.aio.AioRpcError as error:

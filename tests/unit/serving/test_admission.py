@@ -73,11 +73,28 @@ def test_those_who_wait_use_up_the_time_of_a_call_that_comes_after_them() -> Non
         await until(lambda: admission.under_way == WORKING_MAX + 10)
         with pytest.raises(ApiError, match="would not be done in time"), admission.slot(0.1):
             pass
-        with admission.slot(0.14):  # ten before it, 10 ms each, and what it needs itself
+        with admission.slot(0.15):  # ten before it, 10 ms each, and what it needs itself
             pass
         done.set()
         await asyncio.gather(*requests)
         assert admission.under_way == 0
+
+    asyncio.run(run())
+
+
+def test_what_a_request_takes_is_learnt_and_one_with_less_left_is_refused_at_once() -> None:
+    async def run() -> None:
+        clock = Clock()
+        admission = Admission(64, "requests", clock)
+        for n in range(600):
+            with admission.slot(0.2):
+                async with admission.turn():
+                    clock.now_s += 0.05 if n % 2 else 0.03  # a model server that is asked for much
+        for left_s in (0.02, 0.05, 0.08):  # the mean and four mean deviations are 80 ms
+            with pytest.raises(ApiError, match="would not be done in time"), admission.slot(left_s):
+                pass
+        with admission.slot(0.11):
+            pass
 
     asyncio.run(run())
 

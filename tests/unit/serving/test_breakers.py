@@ -14,6 +14,7 @@ from serving.breakers import FAILURES_MAX, Breaker, PartUnavailableError
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breakers, "OPEN_S", 0.1)
+    monkeypatch.setattr(breakers, "SILENT_S", 0.1)
 
 
 class Part:
@@ -40,6 +41,14 @@ async def reasons(breaker: Breaker, call: Callable[[float], Awaitable[str]], tim
     return out
 
 
+async def until_open(breaker: Breaker, part: Part) -> None:
+    for _ in range(10 * FAILURES_MAX):
+        if breaker.open:
+            return
+        await reasons(breaker, part.answer, 1)
+    raise AssertionError("never given up")
+
+
 def test_given_up_after_failures_in_a_row_and_found_again() -> None:
     async def work() -> None:
         part, breaker = Part(), Breaker("store", "store_late", 0.05)
@@ -60,7 +69,7 @@ def test_only_one_request_probes() -> None:
     async def work() -> None:
         part, breaker = Part(), Breaker("p", "late", 0.05)
         part.slow_s = 10
-        await reasons(breaker, part.answer, FAILURES_MAX)
+        await until_open(breaker, part)
         await asyncio.sleep(0.15)
         asked = part.asked
         began = time.perf_counter()
@@ -68,6 +77,36 @@ def test_only_one_request_probes() -> None:
         assert part.asked == asked + 1
         assert {reason for (reason,) in together} == {"late"}
         assert time.perf_counter() - began < 1.0
+
+    asyncio.run(work())
+
+
+def test_many_that_are_late_at_once_are_no_outage() -> None:
+    """Our event loop stood still, or the part is very busy: it answers those who come next."""
+
+    async def work() -> None:
+        part, breaker = Part(), Breaker("p", "late", 0.05)
+        for _ in range(5):
+            part.slow_s = 10
+            together = await asyncio.gather(*(reasons(breaker, part.answer, 1) for _ in range(4 * FAILURES_MAX)))
+            assert {reason for (reason,) in together} == {"late"}
+            part.slow_s = 0
+            assert await reasons(breaker, part.answer, 1) == ["answer"]
+
+    asyncio.run(work())
+
+
+def test_late_in_the_part_s_own_words_is_late_too() -> None:
+    class LateError(UnavailableError):
+        late = True
+
+    async def work() -> None:
+        part, breaker = Part(), Breaker("p", "late", 0.05)
+        part.fails = LateError("deadline exceeded")
+        await reasons(breaker, part.answer, 3 * FAILURES_MAX)
+        assert not breaker.open
+        part.slow_s = 0.02
+        await until_open(breaker, part)
 
     asyncio.run(work())
 
