@@ -39,6 +39,7 @@ log = structlog.get_logger()
 
 GROUP = "liveshelf-features"
 BATCH_MAX = 2_000  # events a batch, and as many waiting behind it; larger ones fold better but answer later
+CATALOG_BATCH_MAX = 1_000  # records; a whole catalog that comes at once must not keep events waiting
 RETRY_S = 0.5  # between attempts to write to a store that is down; the batch waits, nothing is lost
 VERSIONS_S = 5.0  # how often new feature versions are looked for
 STORE_TIMEOUT_S = 5.0
@@ -62,6 +63,33 @@ BYTES = Counter("liveshelf_agent_row_bytes_total", "Bytes of rows sent to the st
 APPLIED = Gauge("liveshelf_agent_applied_offset", "Clickstream offset folded and stored", ["partition"])
 LAG = Gauge("liveshelf_agent_lag_events", "Clickstream events not yet folded", ["partition"])
 CAUGHT_UP = Counter("liveshelf_agent_caught_up_events_total", "Events folded from the log because the store did not hold them")
+
+
+class Gathered:
+    """Events between the agent that receives them and the task that works on them in batches of what is there; never more than `most`."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._events: list[faust.EventT] = []
+        self.arrived, self._drained = asyncio.Event(), asyncio.Event()
+
+    async def put(self, event: faust.EventT) -> None:
+        while len(self._events) >= self._most:
+            self._drained.clear()
+            await self._drained.wait()
+        self._events.append(event)
+        self.arrived.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Until something arrived, but no longer than that."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.arrived.wait(), seconds)
+        self.arrived.clear()
+
+    def take(self) -> list[faust.EventT]:
+        batch, self._events = self._events, []
+        self._drained.set()
+        return batch
 
 
 class FeatureWriter:
@@ -239,8 +267,7 @@ def create(settings: Settings, tracing: Tracing | None = None) -> faust.App:
     rejected = app.topic(CLICKSTREAM_REJECTED, value_type=bytes, key_type=bytes)
     rows = FeatureRows(settings, STORE_TIMEOUT_S)
     progress = Progress()
-    pending: list[faust.EventT] = []
-    arrived, drained = asyncio.Event(), asyncio.Event()
+    events, records = Gathered(BATCH_MAX), Gathered(CATALOG_BATCH_MAX)
     assigned_anew: set[int] = set()
 
     @app.task
@@ -252,13 +279,13 @@ def create(settings: Settings, tracing: Tracing | None = None) -> faust.App:
         progress.assigned = {tp.partition for tp in assigned if tp.topic == CLICKSTREAM}
         progress.end = lambda partition: end_of(app, TP(CLICKSTREAM, partition))
         assigned_anew.update(progress.assigned)
-        arrived.set()
+        events.arrived.set()
         log.info("partitions assigned", partitions=sorted(progress.assigned))
 
     @app.on_partitions_revoked.connect
     async def revoked(sender: faust.App, revoked: set[Any], **_: Any) -> None:
-        pending.clear()
-        drained.set()
+        events.take()
+        records.take()
         assigned_anew.clear()
         progress.assigned = set()
         progress.applied.clear()
@@ -266,11 +293,7 @@ def create(settings: Settings, tracing: Tracing | None = None) -> faust.App:
     @app.agent(clickstream)
     async def receive(stream: faust.StreamT) -> None:
         async for event in stream.noack().events():
-            while len(pending) >= BATCH_MAX:
-                drained.clear()
-                await drained.wait()
-            pending.append(event)
-            arrived.set()
+            await events.put(event)
 
     @app.task
     async def fold() -> None:
@@ -278,9 +301,7 @@ def create(settings: Settings, tracing: Tracing | None = None) -> faust.App:
             writer = FeatureWriter(settings, rows, producer)
             looked_at = 0.0
             while not app.should_stop:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(arrived.wait(), VERSIONS_S)
-                arrived.clear()
+                await events.wait(VERSIONS_S)
                 if time.monotonic() - looked_at > VERSIONS_S:
                     if await _until_done(lambda: asyncio.to_thread(writer.look_for_versions), app):
                         assigned_anew.update(progress.assigned)  # a new version is caught up also where no events come
@@ -290,9 +311,7 @@ def create(settings: Settings, tracing: Tracing | None = None) -> faust.App:
                     assigned_anew.clear()
                     writer.forget()  # another worker may have written meanwhile
                     await _until_done(partial(writer.catch_up, anew, dict(progress.applied)), app)
-                batch = pending.copy()
-                pending.clear()
-                drained.set()
+                batch = events.take()
                 if not batch:
                     continue
                 progress.waiting_since, began_ns = time.monotonic(), time.time_ns()
@@ -306,15 +325,24 @@ def create(settings: Settings, tracing: Tracing | None = None) -> faust.App:
                 progress.waiting_since = None
 
     @app.agent(catalog)
-    async def keep_catalog(stream: faust.StreamT) -> None:
+    async def receive_catalog(stream: faust.StreamT) -> None:
         async for event in stream.noack().events():
-            try:
-                item = decode(CatalogItem, event.value)
-            except msgspec.DecodeError as error:
-                await _reject(rejected, event, "undecodable_record", error)
-            else:
-                await _until_done(partial(asyncio.to_thread, rows.write_catalog, [item]), app)
-            event.ack()
+            await records.put(event)
+
+    @app.task
+    async def keep_catalog() -> None:
+        while not app.should_stop:
+            await records.wait(VERSIONS_S)
+            batch, items = records.take(), []
+            for event in batch:
+                try:
+                    items.append(decode(CatalogItem, event.value or b""))
+                except msgspec.DecodeError as error:
+                    await _reject(rejected, event, "undecodable_record", error)
+            if items:
+                await _until_done(partial(asyncio.to_thread, rows.write_catalog, items), app)
+            for event in batch:
+                event.ack()
 
     return app
 

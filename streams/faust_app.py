@@ -6,8 +6,10 @@ import ssl
 import sys
 from collections.abc import Callable
 
+import aiokafka
 import faust
 from faust.auth import SASLCredentials, SSLCredentials
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
 
 from liveshelf.errors import ConflictError
@@ -15,7 +17,28 @@ from liveshelf.settings import Settings
 from streams.topics import missing_topics
 
 SWITCH_S = 0.0005
+FETCH_WAIT_MS = 50
+FETCH_BYTES_MAX = 32_768  # of a partition: what was fetched is worked through before newer records of other topics are seen
 TOPICS_S = 5.0  # how often a worker that was given no partition of a topic looks whether there is one
+
+
+class _Thread(AIOKafkaConsumerThread):
+    """Fetches that wait FETCH_WAIT_MS for records, and not Faust's fixed 1.5 s.
+
+    aiokafka has one fetch under way to a broker, and leaves out of it the partitions whose records are not all handed on yet. When all of
+    `clickstream` were left out, its next records came after the wait for a quiet topic: every 1.5 s, at 1,000 events/s.
+    """
+
+    def _create_worker_consumer(self, transport: Transport) -> aiokafka.AIOKafkaConsumer:
+        consumer = super()._create_worker_consumer(transport)
+        assert consumer._fetch_max_wait_ms, "aiokafka's setting of that name"
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        return consumer
+
+
+class _Consumer(Consumer):
+    def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
+        return _Thread(self, loop=self.loop, beacon=self.beacon)
 
 
 def create_app(name: str, settings: Settings, *topics: str) -> faust.App:
@@ -31,6 +54,7 @@ def create_app(name: str, settings: Settings, *topics: str) -> faust.App:
         broker_session_timeout=session_s,
         broker_heartbeat_interval=session_s / 3,
         broker_commit_interval=1.0,  # redelivery after a crash is a no-op by offset: a second of it costs little
+        consumer_max_fetch_size=FETCH_BYTES_MAX,
         consumer_auto_offset_reset="earliest",
         value_serializer="raw",
         key_serializer="raw",
@@ -42,6 +66,8 @@ def create_app(name: str, settings: Settings, *topics: str) -> faust.App:
         datadir=datadir,
         autodiscover=False,
     )
+
+    app.transport.Consumer = _Consumer
 
     # Faust goes on without a topic that was deleted, and does not see it when it is made anew.
     @app.timer(interval=TOPICS_S)
