@@ -29,7 +29,7 @@ class Filters(_message.Message):
     price_min: float
     price_max: float
     include_unavailable: bool
-    def __init__(self, categories: _Optional[_Iterable[str]] = ..., brands: _Optional[_Iterable[str]] = ..., price_min: _Optional[float] = ..., price_max: _Optional[float] = ..., include_unavailable: _Optional[bool] = ...) -> None: ...
+    def __init__(self, categories: _Optional[_Iterable[str]] = ..., brands: _Optional[_Iterable[str]] = ..., price_min: _Optional[float] = ..., price_max: _Optional[float] = ..., include_unavailable: bool = ...) -> None: ...
 
 class RecommendRequest(_message.Message):
     __slots__ = ("shopper", "count", "placement", "context_item_ids", "exclude_item_ids", "filters", "with_timings")
@@ -47,7 +47,7 @@ class RecommendRequest(_message.Message):
     exclude_item_ids: _containers.RepeatedScalarFieldContainer[str]
     filters: Filters
     with_timings: bool
-    def __init__(self, shopper: _Optional[_Union[Shopper, _Mapping]] = ..., count: _Optional[int] = ..., placement: _Optional[str] = ..., context_item_ids: _Optional[_Iterable[str]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., filters: _Optional[_Union[Filters, _Mapping]] = ..., with_timings: _Optional[bool] = ...) -> None: ...
+    def __init__(self, shopper: _Optional[_Union[Shopper, _Mapping]] = ..., count: _Optional[int] = ..., placement: _Optional[str] = ..., context_item_ids: _Optional[_Iterable[str]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., filters: _Optional[_Union[Filters, _Mapping]] = ..., with_timings: bool = ...) -> None: ...
 
 class RankRequest(_message.Message):
     __slots__ = ("shopper", "item_ids", "placement", "context_item_ids", "with_timings")
@@ -61,7 +61,7 @@ class RankRequest(_message.Message):
     placement: str
     context_item_ids: _containers.RepeatedScalarFieldContainer[str]
     with_timings: bool
-    def __init__(self, shopper: _Optional[_Union[Shopper, _Mapping]] = ..., item_ids: _Optional[_Iterable[str]] = ..., placement: _Optional[str] = ..., context_item_ids: _Optional[_Iterable[str]] = ..., with_timings: _Optional[bool] = ...) -> None: ...
+    def __init__(self, shopper: _Optional[_Union[Shopper, _Mapping]] = ..., item_ids: _Optional[_Iterable[str]] = ..., placement: _Optional[str] = ..., context_item_ids: _Optional[_Iterable[str]] = ..., with_timings: bool = ...) -> None: ...
 
 class SimilarItemsRequest(_message.Message):
     __slots__ = ("item_id", "count", "filters", "exclude_item_ids", "with_timings")
@@ -75,7 +75,7 @@ class SimilarItemsRequest(_message.Message):
     filters: Filters
     exclude_item_ids: _containers.RepeatedScalarFieldContainer[str]
     with_timings: bool
-    def __init__(self, item_id: _Optional[str] = ..., count: _Optional[int] = ..., filters: _Optional[_Union[Filters, _Mapping]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., with_timings: _Optional[bool] = ...) -> None: ...
+    def __init__(self, item_id: _Optional[str] = ..., count: _Optional[int] = ..., filters: _Optional[_Union[Filters, _Mapping]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., with_timings: bool = ...) -> None: ...
 
 class ScoredItem(_message.Message):
     __slots__ = ("item_id", "position", "score", "click", "cart", "purchase", "candidate_source", "propensity", "title", "category", "brand", "price")
@@ -131,7 +131,7 @@ class RecommendResponse(_message.Message):
     degraded_reason: str
     features_offset: int
     timings: _containers.RepeatedCompositeFieldContainer[StageTiming]
-    def __init__(self, request_id: _Optional[str] = ..., items: _Optional[_Iterable[_Union[ScoredItem, _Mapping]]] = ..., model_version: _Optional[int] = ..., feature_version: _Optional[str] = ..., degraded: _Optional[bool] = ..., degraded_reason: _Optional[str] = ..., features_offset: _Optional[int] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., items: _Optional[_Iterable[_Union[ScoredItem, _Mapping]]] = ..., model_version: _Optional[int] = ..., feature_version: _Optional[str] = ..., degraded: bool = ..., degraded_reason: _Optional[str] = ..., features_offset: _Optional[int] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ...) -> None: ...
 
 class RankResponse(_message.Message):
     __slots__ = ("request_id", "items", "model_version", "feature_version", "degraded", "degraded_reason", "timings")
@@ -149,7 +149,7 @@ class RankResponse(_message.Message):
     degraded: bool
     degraded_reason: str
     timings: _containers.RepeatedCompositeFieldContainer[StageTiming]
-    def __init__(self, request_id: _Optional[str] = ..., items: _Optional[_Iterable[_Union[ScoredItem, _Mapping]]] = ..., model_version: _Optional[int] = ..., feature_version: _Optional[str] = ..., degraded: _Optional[bool] = ..., degraded_reason: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., items: _Optional[_Iterable[_Union[ScoredItem, _Mapping]]] = ..., model_version: _Optional[int] = ..., feature_version: _Optional[str] = ..., degraded: bool = ..., degraded_reason: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ...) -> None: ...
 
 class SimilarItemsResponse(_message.Message):
     __slots__ = ("items", "request_id", "feature_version", "degraded", "degraded_reason", "timings")
@@ -165,7 +165,7 @@ class SimilarItemsResponse(_message.Message):
     degraded: bool
     degraded_reason: str
     timings: _containers.RepeatedCompositeFieldContainer[StageTiming]
-    def __init__(self, items: _Optional[_Iterable[_Union[ScoredItem, _Mapping]]] = ..., request_id: _Optional[str] = ..., feature_version: _Optional[str] = ..., degraded: _Optional[bool] = ..., degraded_reason: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ...) -> None: ...
+    def __init__(self, items: _Optional[_Iterable[_Union[ScoredItem, _Mapping]]] = ..., request_id: _Optional[str] = ..., feature_version: _Optional[str] = ..., degraded: bool = ..., degraded_reason: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ...) -> None: ...
 
 class BatchRecommendRequest(_message.Message):
     __slots__ = ("requests",)

@@ -5,7 +5,7 @@ import warnings
 
 from liveshelf.v1 import recommendation_pb2 as liveshelf_dot_v1_dot_recommendation__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.75.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in liveshelf/v1/recommendation_pb2_grpc.py depends on'
+        + f' but the generated code in liveshelf/v1/recommendation_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class RecommendationServiceStub:
+class RecommendationServiceStub(object):
     """Answers "what should this shopper see now". Every call is answered within its deadline: when a part is down the shelf comes from
     a simpler source and `degraded` is true.
     """
@@ -68,7 +68,7 @@ class RecommendationServiceStub:
                 _registered_method=True)
 
 
-class RecommendationServiceServicer:
+class RecommendationServiceServicer(object):
     """Answers "what should this shopper see now". Every call is answered within its deadline: when a part is down the shelf comes from
     a simpler source and `degraded` is true.
     """
@@ -156,7 +156,7 @@ def add_RecommendationServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class RecommendationService:
+class RecommendationService(object):
     """Answers "what should this shopper see now". Every call is answered within its deadline: when a part is down the shelf comes from
     a simpler source and `degraded` is true.
     """
@@ -324,7 +324,7 @@ class RecommendationService:
             _registered_method=True)
 
 
-class EventServiceStub:
+class EventServiceStub(object):
     """Takes what shoppers did from backends that speak gRPC. The rules are those of the collector's POST /v1/events.
     """
 
@@ -341,7 +341,7 @@ class EventServiceStub:
                 _registered_method=True)
 
 
-class EventServiceServicer:
+class EventServiceServicer(object):
     """Takes what shoppers did from backends that speak gRPC. The rules are those of the collector's POST /v1/events.
     """
 
@@ -369,7 +369,7 @@ def add_EventServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class EventService:
+class EventService(object):
     """Takes what shoppers did from backends that speak gRPC. The rules are those of the collector's POST /v1/events.
     """
 

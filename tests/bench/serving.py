@@ -31,6 +31,7 @@ import httpx
 import msgspec
 import numpy as np
 
+from features.store import FeatureRows
 from liveshelf.local.valkey import valkey_command
 from liveshelf.settings import Settings
 from liveshelf.v1 import recommendation_pb2 as pb
@@ -278,6 +279,7 @@ def run(items: int, seconds: float, home: Path, profile: str, without_events: bo
         stack.enter_context(role(settings, "streams.agents", home / "agents.log"))
         for port in (settings.collector_port, settings.agents_metrics_port):
             until(lambda port=port: _ready(settings, port), 120, "collector and agents are ready")
+        until(lambda: _catalog_stored(settings, items), 300, "the catalog is in the store: it came before the events")
         found |= asyncio.run(changed(Bench(settings, items, seconds)))
         found["impressions_dropped"] = dropped(settings)
     return found
@@ -287,6 +289,11 @@ def _ready(settings: Settings, port: int) -> bool:
     with contextlib.suppress(httpx.HTTPError):
         return httpx.get(f"http://{settings.host}:{port}/readyz", trust_env=False).status_code == 200
     return False
+
+
+def _catalog_stored(settings: Settings, items: int) -> bool:
+    last = [item_id(n) for n in range(items - 100, items)]  # of every partition
+    return len(FeatureRows(settings, 5.0).read_catalog(last)) == len(last)
 
 
 def show(found: dict[str, float]) -> None:
