@@ -91,6 +91,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     scoring_concurrency_max: Annotated[int, msgspec.Meta(ge=1)] = 64
     """Requests that one scorer works on at once; more are refused at once (RESOURCE_EXHAUSTED). At 400 requests/s, 64 are 160 ms of work:
     what is admitted still meets a deadline of 200 ms."""
+    scoring_sessions_max: Annotated[int, msgspec.Meta(ge=0)] = 100_000
+    """The latest sessions that a scorer holds in memory, to show what shoppers went on to in those that resemble the one at hand; some 50 MB a
+    hundred thousand. 0: none."""
     scoring_token: str = ""
     """When set, callers of the scoring API send it (`authorization: Bearer …`); health and reflection need none."""
     scoring_tls_cert: str = ""

@@ -15,6 +15,7 @@ from features.decay import Floats
 from features.encoder import Inputs
 from features.events import EVENT_INDEX
 from features.items import ItemTable
+from features.live_sessions import LiveSessions
 from features.rows import ShopperRow
 from serving.live_model import LiveModel
 
@@ -172,6 +173,19 @@ class CoVisit(_InMemory):
         return heaviest(*visit.items.led_to(visit.shopper.recent_items[: self.LATEST], visit.time_ms), self.quota)
 
 
+class Neighbours(_InMemory):
+    """What shoppers went on to whose sessions resemble this one: session kNN, as it learns with every click."""
+
+    name = "neighbours"
+
+    def __init__(self, quota: int, sessions: LiveSessions) -> None:
+        super().__init__(quota)
+        self._sessions = sessions
+
+    def candidates(self, visit: Visit) -> Rows:
+        return heaviest(*self._sessions.led_to(visit.shopper.recent_items, visit.time_ms), self.quota)
+
+
 class BoughtTogether(_InMemory):
     """Neighbours of what the shopper put into the cart or bought, weighted by how much they are bought themselves."""
 
@@ -279,10 +293,11 @@ def shares(weights: dict[str, float], codes: dict[str, int], code: npt.NDArray[n
     return result
 
 
-def default_sources(model_timeout_s: float = 0.1) -> Sequence[CandidateSource]:
+def default_sources(model_timeout_s: float = 0.1, sessions: LiveSessions | None = None) -> Sequence[CandidateSource]:
     """In order of precedence: an item found by several is credited to the first. Quotas sum to about 500, ranked in about a millisecond."""
     return (
         CoVisit(100),
+        *([Neighbours(60, sessions)] if sessions is not None else []),
         BoughtTogether(30),
         Retrieval(170, model_timeout_s),
         Recent(20),

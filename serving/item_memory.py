@@ -7,7 +7,6 @@ and stays fresh within a poll. A thread waits for Kafka and decodes; tables are 
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
@@ -20,6 +19,7 @@ from features.catalog import Catalog
 from features.feature_set import FeatureSet
 from features.items import ItemTable
 from liveshelf.settings import Settings
+from serving.feed import Feed
 from streams.records import CatalogItem, ItemRow, decode
 from streams.topics import CATALOG, ITEM_UPDATES, item_update_version, kafka_config
 
@@ -27,11 +27,9 @@ log = structlog.get_logger()
 
 POLL_S = 0.05  # longest wait for a first record; records that are there come at once
 BATCH_MAX = 500  # records decoded at a time
-APPLIED_AT_ONCE = 40  # rows applied between two requests: 0.5 ms of the event loop
 RETRY_S = 1.0
 LOOK_S = 1.0  # how often the ends of the topics are asked for
 STALE_S = 5.0  # a look or two may fail; after that the shelf says that its items may be old
-RUNNING_BEHIND_S = 10.0  # a batch that the event loop did not take for so long: it is stopping
 
 AGE = Gauge("liveshelf_scoring_items_age_seconds", "Time for which the item memory was last known to be complete")
 
@@ -55,12 +53,10 @@ class ItemMemory:
         self._settings = settings
         self._feature_set = feature_set
         self._unknown: set[str] = set()
-        self._waiting: deque[CatalogItem | _RowUpdate] = deque()
-        self._taken = threading.Event()
+        self._feed = Feed(self._apply)
         self._complete_s = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="item-memory", daemon=True)
-        self._loop = asyncio.get_running_loop()
         AGE.set_function(lambda: self.age_s)
 
     @property
@@ -87,7 +83,7 @@ class ItemMemory:
 
     async def __aexit__(self, *_: object) -> None:
         self._stop.set()
-        self._taken.set()
+        self._feed.stop()
         await asyncio.to_thread(self._thread.join)
 
     def _follow(self) -> None:
@@ -108,7 +104,7 @@ class ItemMemory:
             while not self._stop.is_set():
                 records = [_decoded(m) for m in consumer.consume(BATCH_MAX, POLL_S) if not m.error()]
                 if records:
-                    self._hand_over([record for record in records if record is not None])
+                    self._feed.hand_over([record for record in records if record is not None])
                 now_s = time.monotonic()
                 if ends is None:
                     if now_s - asked_s >= LOOK_S:
@@ -116,7 +112,7 @@ class ItemMemory:
                 elif self._reached(consumer, ends):
                     self._complete_s, ends = asked_s, None
                     if not self.loaded.is_set():
-                        self._on_loop(self._set_loaded)
+                        self._feed.on_loop(self._set_loaded)
         finally:
             consumer.close()
 
@@ -151,28 +147,11 @@ class ItemMemory:
         position = {(tp.topic, tp.partition): tp.offset for tp in consumer.position(consumer.assignment())}
         return all(position.get(tp, -1) >= end for tp, end in ends.items())
 
-    def _hand_over(self, records: list[CatalogItem | _RowUpdate]) -> None:
-        """Have the event loop apply `records`, and wait for it: whatever the log's pace, no more than one batch waits."""
-        self._taken.clear()
-
-        def take() -> None:
-            self._waiting.extend(records)
-            self._apply_some()
-
-        self._on_loop(take)
-        self._taken.wait(RUNNING_BEHIND_S)
-
-    def _apply_some(self) -> None:
-        for _ in range(min(APPLIED_AT_ONCE, len(self._waiting))):
-            record = self._waiting.popleft()
-            if isinstance(record, CatalogItem):
-                self.catalog.apply(record)
-            else:
-                self._apply_row(record)
-        if self._waiting:
-            self._loop.call_soon(self._apply_some)
+    def _apply(self, record: CatalogItem | _RowUpdate) -> None:
+        if isinstance(record, CatalogItem):
+            self.catalog.apply(record)
         else:
-            self._taken.set()
+            self._apply_row(record)
 
     def _apply_row(self, update: _RowUpdate) -> None:
         of_version = self.table(update.version)
@@ -185,10 +164,6 @@ class ItemMemory:
     def _set_loaded(self) -> None:
         self.loaded.set()
         log.info("item memory loaded", items=len(self.catalog))
-
-    def _on_loop(self, call: Callable[[], Any]) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(call)
 
 
 def _decoded(message: Any) -> CatalogItem | _RowUpdate | None:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 
+from features.live_sessions import LiveSessions
 from features.store import FeatureRows
 from liveshelf.errors import SettingsError
 from liveshelf.settings import Settings
@@ -39,6 +40,7 @@ async def open_pipeline(
     models: ModelFollower,
     log_impression: Callable[[Impression], None],
     pseudonyms: Pseudonyms,
+    sessions: LiveSessions | None = None,
     tracing: Tracing | None = None,
 ) -> AsyncIterator[ShelfMaker]:
     """The shelf maker, with what runs beside it until the block ends."""
@@ -55,7 +57,7 @@ async def open_pipeline(
         rows,
         side,
         models,
-        default_sources(settings.model_timeout_ms / 1000),
+        default_sources(settings.model_timeout_ms / 1000, sessions),
         log_impression,
         settings.store_timeout_ms / 1000,
         model_timeout_s=settings.model_timeout_ms / 1000,

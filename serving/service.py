@@ -27,6 +27,7 @@ from serving.live_model import ModelFollower
 from serving.model_client import ModelClient
 from serving.pipeline import open_pipeline
 from serving.rpc import Health, make_server
+from serving.session_memory import SessionMemory
 from streams.health import serve_health
 from streams.logs import configure_logs
 from streams.producer import EventProducer
@@ -105,8 +106,11 @@ async def serve(settings: Settings, tracing: Tracing | None = None) -> None:
         def log_impression(impression: Impression) -> None:
             impressions.send_nowait(IMPRESSIONS, impression.shopper, encode(impression))
 
+        sessions = None
+        if settings.scoring_sessions_max:
+            sessions = (await stack.enter_async_context(SessionMemory(settings, memory.catalog, memory.loaded))).sessions
         maker = await stack.enter_async_context(
-            open_pipeline(settings, rows, sides, memory, models, log_impression, pseudonyms, tracing)
+            open_pipeline(settings, rows, sides, memory, models, log_impression, pseudonyms, sessions, tracing)
         )
         admission = Admission(settings.scoring_concurrency_max, "requests")
         DROPPED.set_function(lambda: impressions.dropped)
@@ -138,6 +142,7 @@ async def serve(settings: Settings, tracing: Tracing | None = None) -> None:
                 preparing.done() and not following.done(),
                 {
                     "items": len(maker.side()[0].items),
+                    "sessions": len(sessions) if sessions is not None else 0,
                     "model": models.live.version if models.live else 0,
                     "canary": models.canary.version if models.canary else 0,
                     "events": events.ready,

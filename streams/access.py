@@ -58,7 +58,9 @@ ACCESS = {
         ("liveshelf-features", "liveshelf-partition-log"),
     ),
     "joiner": Access((CLICKSTREAM, IMPRESSIONS), (TRAINING_EXAMPLES,), ("liveshelf-joiner",)),
-    "scoring": Access((CATALOG, ITEM_UPDATES), (IMPRESSIONS, CLICKSTREAM, CLICKSTREAM_REJECTED), ("liveshelf-scorer",)),
+    "scoring": Access(
+        (CATALOG, ITEM_UPDATES, CLICKSTREAM), (IMPRESSIONS, CLICKSTREAM, CLICKSTREAM_REJECTED), ("liveshelf-scorer",)
+    ),
     "trainer": Access((TRAINING_EXAMPLES, CLICKSTREAM, CATALOG, MODEL_RELEASES), (MODEL_RELEASES,), ("liveshelf-trainer",)),
 }
 """By role, which is the name of its user."""

@@ -18,9 +18,10 @@ import numpy as np
 from features.encoder import Inputs
 from features.events import ENGAGEMENT, Event
 from features.feature_set import FeatureSet
+from features.live_sessions import LiveSessions
 from features.rows import CatalogItem
 from liveshelf.errors import InvalidEventError
-from liveshelf.evaluation.neighbours import AT, Chances, Neighbours
+from liveshelf.evaluation.neighbours import AT, SESSIONS_MAX, Chances, Neighbours
 from serving.candidates import Lists, Retrieval, Visit, default_sources
 from serving.live_model import OBJECTIVE_WEIGHTS
 from serving.query import Query
@@ -224,7 +225,8 @@ class _Pass:
         self._features, self._limits, self._seed = features, limits, seed
         self._past, self._neighbours = Past([], seed, features), Neighbours()
         self._lists = Lists(self._past.items)
-        self._sources = default_sources()
+        self._sessions = LiveSessions(self._past.items.records, SESSIONS_MAX)
+        self._sources = default_sources(sessions=self._sessions)
         self._calibrated = {"neighbours": Chances(), "popular": Chances()}
         self._outcomes, self._shoppers = Outcomes(), dict[str, int]()
         self._arms: list[Arm] = []
@@ -270,6 +272,7 @@ class _Pass:
 
     def _move_on(self, n: int, event: Event) -> None:
         self._past.fold(Logged(0, n, event), n)
+        self._sessions.see(event)
         began = time.process_time()
         self._neighbours.see(event)
         if self._arms:

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from features.declarations import read_declarations
-from features.events import EVENT_INDEX
+from features.events import EVENT_INDEX, Event, EventItem
 from features.feature_set import FeatureSet
 from features.rows import CatalogItem, ItemRow
 from features.store import FeatureRows
@@ -27,7 +27,7 @@ from liveshelf.local.valkey import valkey_command
 from liveshelf.settings import Settings
 from streams.pseudonym import Pseudonyms
 from streams.records import Impression, decode, encode
-from streams.topics import CATALOG, IMPRESSIONS, ITEM_UPDATES, PARTITIONER, item_update_key, kafka_config
+from streams.topics import CATALOG, CLICKSTREAM, IMPRESSIONS, ITEM_UPDATES, PARTITIONER, item_update_key, kafka_config
 from tests.conftest import local_settings, read_all, running, wait_for_port
 
 T0 = int(time.time() * 1000)
@@ -104,6 +104,24 @@ def test_a_shelf_without_model_is_heuristic_and_says_so(client: Client) -> None:
     assert (shelf.degraded, shelf.degraded_reason, shelf.model_version) == (True, "model_server_unavailable", 0)
     assert [(i.item_id, i.position) for i in shelf.items] == [("score-0", 0), ("score-1", 1), ("score-2", 2)]
     assert (shelf.items[0].title, shelf.items[0].category, shelf.items[0].price) == ("Item 0", "hats", 10.0)
+
+
+def test_a_session_of_this_minute_leads_to_what_it_went_on_to(settings: Settings, client: Client) -> None:
+    """Of the log alone: no agents run here, so nothing else knows of it."""
+
+    def shelf() -> dict[str, str]:
+        answer = client.recommend(client_id="looks-at-5", context_item_ids=["score-5"], placement="home")
+        return {item.item_id: item.candidate_source for item in answer.items}
+
+    assert shelf()["score-3"] != "neighbours"
+    producer = Producer(kafka_config(settings) | {"partitioner": PARTITIONER})
+    for n, item in enumerate(("score-5", "score-3")):
+        event = Event(
+            event_id=f"live-{n}", event_name="view_item", shopper="p-live", time_ms=T0 + n, items=(EventItem(item_id=item),)
+        )
+        producer.produce(CLICKSTREAM, encode(event), event.shopper)
+    assert producer.flush(10) == 0
+    until(lambda: shelf()["score-3"] == "neighbours", 10)
 
 
 def test_the_stored_row_shapes_the_shelf_and_stands_in_the_impression(settings: Settings, client: Client) -> None:
