@@ -17,6 +17,7 @@ from confluent_kafka import Producer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from features.declarations import read_declarations
+from features.events import Event, EventItem
 from features.feature_set import FeatureSet
 from features.rows import CatalogItem, ItemRow, ShopperRow
 from features.store import FeatureRows
@@ -24,12 +25,13 @@ from liveshelf.local.parts import role_environment
 from liveshelf.settings import Settings
 from streams.pseudonym import Pseudonyms
 from streams.records import encode
-from streams.topics import CATALOG, ITEM_UPDATES, PARTITIONER, item_update_key, kafka_config
+from streams.topics import CATALOG, CLICKSTREAM, ITEM_UPDATES, PARTITIONER, item_update_key, kafka_config
 from tests.conftest import running
 
 FEATURES = FeatureSet(read_declarations(None))
 NEIGHBOURS = 10  # of an item in each of the partitions that its shoppers fall into
 PARTITIONS_OF_AN_ITEM = 2
+CLICKS_OF_A_SESSION = 4
 CATEGORIES, BRANDS = 300, 2_000
 SERVICE = "liveshelf.v1.RecommendationService"
 
@@ -70,6 +72,25 @@ def _item_row(rng: random.Random, n: int, partition: int, items: int, now_ms: in
     scale = weights[FEATURES.half_life_at(FEATURES.item_half_lives, FEATURES.covisit.half_life)]
     near = {item_id((n + rng.randrange(1, 500)) % items): rng.random() * 10 * scale for _ in range(NEIGHBOURS)}
     return ItemRow(item_id(n), partition, offset=n, time_ms=time_ms, numbers=numbers, neighbours=near)
+
+
+def fill_sessions(settings: Settings, sessions: int, items: int, now_ms: int) -> None:
+    """What shoppers looked at in `sessions` visits of four items, near to each other as neighbours are."""
+    rng = random.Random(8)
+    producer = Producer(kafka_config(settings) | {"partitioner": PARTITIONER, "queue.buffering.max.messages": 1_000_000})
+    for n in range(sessions):
+        at = int(items * rng.random() ** 2)
+        for click in range(CLICKS_OF_A_SESSION):
+            event = Event(
+                event_id=f"{n}-{click}",
+                event_name="view_item",
+                shopper=f"past-{n}",
+                time_ms=now_ms - 86_400_000 + 3_000 * n // 4 + 20_000 * click,
+                items=(EventItem(item_id=item_id((at + rng.randrange(1, 500)) % items)),),
+            )
+            producer.produce(CLICKSTREAM, encode(event), event.shopper)
+        producer.poll(0)
+    assert producer.flush(120) == 0
 
 
 def client_id(n: int) -> str:

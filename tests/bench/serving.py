@@ -7,7 +7,7 @@ Kafka, store, collector, agents, model server and scorer are processes of their 
     load_rps, load_p99_ms, load_failed            16 clients, each asking again as soon as it is answered
     scorer_cpu_ms_per_request, model_server_…     processor time of that load: hardly depends on what else the machine does
     changed_p50_ms, changed_p99_ms                an event's 202 to the shelf that it changed, while 1,000 events/s flow
-    scorer_mb_per_100k_items                      resident memory of the scorer with its items, less that with none
+    scorer_mb_per_100k_items                      resident memory of the scorer with its items and 25,000 sessions, less that with none
     impressions_dropped                           of all requests above
 """
 
@@ -40,6 +40,7 @@ from tests.conftest import broker, running, wait_for_port
 from tests.live_shop import (
     client_id,
     export_model,
+    fill_sessions,
     fill_store,
     fill_topics,
     is_serving,
@@ -51,6 +52,7 @@ from tests.live_shop import (
 )
 
 SHOPPERS = 1_000
+SESSIONS = 25_000  # that the scorer learns from the log
 CLIENTS = 16
 EVENTS_PER_SECOND = 1_000
 EVENTS_PER_POST = 20
@@ -257,7 +259,9 @@ def run(items: int, seconds: float, home: Path, profile: str, without_events: bo
         empty_mb = resident_mb(scorer)
         began = time.perf_counter()
         fill_topics(settings, items, now_ms)
+        fill_sessions(settings, SESSIONS, items, now_ms)
         until(lambda: serving_state(settings).get("items", 0) >= items, 300, "items loaded")
+        until(lambda: serving_state(settings).get("sessions", 0) >= SESSIONS, 300, "sessions loaded")
         time.sleep(3)
         print(f"{items} items produced and loaded in {time.perf_counter() - began:.1f} s", flush=True)
         full_mb = resident_mb(scorer)
@@ -279,7 +283,7 @@ def run(items: int, seconds: float, home: Path, profile: str, without_events: bo
         stack.enter_context(role(settings, "streams.agents", home / "agents.log"))
         for port in (settings.collector_port, settings.agents_metrics_port):
             until(lambda port=port: _ready(settings, port), 120, "collector and agents are ready")
-        until(lambda: _catalog_stored(settings, items), 300, "the catalog is in the store: it came before the events")
+        until(lambda: _caught_up(settings, items), 300, "catalog and past sessions are in the store: they came before the events")
         found |= asyncio.run(changed(Bench(settings, items, seconds)))
         found["impressions_dropped"] = dropped(settings)
     return found
@@ -291,9 +295,10 @@ def _ready(settings: Settings, port: int) -> bool:
     return False
 
 
-def _catalog_stored(settings: Settings, items: int) -> bool:
+def _caught_up(settings: Settings, items: int) -> bool:
+    answer = httpx.get(f"http://{settings.host}:{settings.agents_metrics_port}/readyz", trust_env=False).json()
     last = [item_id(n) for n in range(items - 100, items)]  # of every partition
-    return len(FeatureRows(settings, 5.0).read_catalog(last)) == len(last)
+    return not any(answer["lag"].values()) and len(FeatureRows(settings, 5.0).read_catalog(last)) == len(last)
 
 
 def show(found: dict[str, float]) -> None:
