@@ -74,6 +74,8 @@ STORE_SHARE, RETRIEVAL_SHARE = (
     0.5,
 )  # of what is left of the deadline when the stage begins: the rest is for the stages after it
 
+TURNS_TO_SEND = 3  # of the event loop: the asking task begins, gRPC's own begins, it writes
+
 PURCHASE = EVENT_INDEX["purchase"]
 
 
@@ -282,7 +284,8 @@ class ShelfMaker:
                 if source.timeout_s and not isinstance(answer := source.candidates(visit), np.ndarray):
                     asked[place] = asyncio.ensure_future(self._ask(source, answer, left_s, self._who(visit.model)))
             if asked:
-                await asyncio.sleep(0)  # so that they are sent
+                for _ in range(TURNS_TO_SEND):
+                    await asyncio.sleep(0)
             for source in self._sources:
                 answers.append(NOTHING if source.timeout_s else self._looked_up(source, visit))
             for place, task in asked.items():
