@@ -11,6 +11,7 @@ WORKING_MAX = 12  # requests worked on together: what the model server batches; 
 HOME_S = 0.015  # of a call's deadline, kept for its answer's way home when the scorer is never idle
 DEVIATIONS = 4  # that a request may take longer than the mean, as in TCP's retransmission timer (RFC 6298)
 IDLE_SHARE_MAX = 0.25  # of the time between calls
+BUSY_SHARE_MIN = 0.5  # likewise, of the event loop's processor time: who only waits for a part that is late is not overloaded
 BRING_IN_S = 0.002  # what gRPC may take to bring in a call that waits; nothing is done meanwhile, and yet it is not idle
 RECENT = 1 / 32  # weight of the latest call in what is remembered of all
 
@@ -25,9 +26,15 @@ class Admission:
     ones just as old: at 3 x capacity 18 % of it was answered in time. Refusing them costs a tenth of answering, and lets younger calls in.
     """
 
-    def __init__(self, limit: int, what: str, clock_s: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        limit: int,
+        what: str,
+        clock_s: Callable[[], float] = time.perf_counter,
+        processor_s: Callable[[], float] = time.thread_time,
+    ) -> None:
         assert limit >= 1
-        self.limit, self.under_way, self._clock_s = limit, 0, clock_s
+        self.limit, self.under_way, self._clock_s, self._processor_s = limit, 0, clock_s, processor_s
         # Made once: under overload most of the time goes into refusing.
         self._full = overloaded(f"{limit} {what} are under way, as many as this scorer takes at once. Try again in a moment.")
         self._too_late = overloaded(f"So many {what} are under way that this one would not be done in time. Try again in a moment.")
@@ -36,8 +43,8 @@ class Admission:
         self._pace_s = 0.0  # from one request done to the next
         self._work_s = self._deviation_s = 0.0  # of the time that one is worked on
         self._done_s = 0.0  # when the last one was done
-        self._came_s = 0.0
-        self._gap_s = self._idle_s = 0.0  # between two calls, and how much of it nothing was done
+        self._came_s = self._spent_s = 0.0  # when the last call came, and the processor time spent until then
+        self._gap_s = self._idle_s = self._busy_s = 0.0  # between two calls; how much of it nothing was done; processor time in it
 
     @contextmanager
     def slot(self, left_s: float | None = None) -> Iterator[None]:
@@ -78,7 +85,7 @@ class Admission:
     @property
     def _saturated(self) -> bool:
         """Whether calls come faster than they are dealt with, as far as the latest ones tell."""
-        return self._idle_s < IDLE_SHARE_MAX * self._gap_s
+        return self._idle_s < IDLE_SHARE_MAX * self._gap_s and self._busy_s > BUSY_SHARE_MIN * self._gap_s
 
     @property
     def _needed_s(self) -> float:
@@ -95,7 +102,9 @@ class Admission:
         idle_s = 0.0 if self.under_way else max(now_s - max(self._done_s, self._came_s) - BRING_IN_S, 0.0)
         self._gap_s += RECENT * (min(now_s - self._came_s, 1.0) - self._gap_s)
         self._idle_s += RECENT * (min(idle_s, 1.0) - self._idle_s)
-        self._came_s = now_s
+        spent_s = self._processor_s()
+        self._busy_s += RECENT * (min(spent_s - self._spent_s, 1.0) - self._busy_s)
+        self._came_s, self._spent_s = now_s, spent_s
 
     @contextmanager
     def more(self, wanted: int) -> Iterator[int]:

@@ -1,6 +1,6 @@
 """A poisoned stream must not get a worse model served: judged by what the served versions answer on clean shelves that none has seen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import pytest
 from liveshelf.settings import Settings
 from streams.records import Example
 from streams.topics import CATALOG, CLICKSTREAM
+from tests.conftest import broker
 from tests.integration.test_trainer import at_the_end, elsewhere, give, produce
 from tests.planted_shop import FEATURES, PlantedShop
 from trainer import directory
@@ -92,9 +93,14 @@ class Ready(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def learnt(kafka: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, PlantedShop]:
-    home = tmp_path_factory.mktemp("poison") / "data"
-    settings = replace(kafka, data_dir=str(home), model_name="poisoned", train_interval_s=0)
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, PlantedShop]]:
+    """On a broker of its own: what the first model learns, and so what the gate sees later, is not to depend on what other tests sent."""
+    with broker(tmp_path_factory.mktemp("poison-kafka")) as kafka:
+        home = tmp_path_factory.mktemp("poison") / "data"
+        yield first_steps(replace(kafka, data_dir=str(home), model_name="poisoned", train_interval_s=0))
+
+
+def first_steps(settings: Settings) -> tuple[Settings, PlantedShop]:
     shop = PlantedShop(seed=5)
     produce(settings, CATALOG, shop.catalog(), "item_id")
     produce(settings, CLICKSTREAM, shop.events(2_000), "shopper")

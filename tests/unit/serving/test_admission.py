@@ -31,7 +31,7 @@ class Clock:
 
 def test_a_scorer_that_is_never_idle_refuses_calls_that_waited_too_long_in_grpc() -> None:
     clock = Clock()
-    admission = Admission(64, "requests", clock)
+    admission = Admission(64, "requests", clock, clock)
     for _ in range(200):  # one after the other, without a pause between
         with admission.slot(0.2):
             clock.now_s += 0.003
@@ -45,7 +45,7 @@ def test_a_scorer_that_is_never_idle_refuses_calls_that_waited_too_long_in_grpc(
 
 def test_a_scorer_that_is_idle_at_times_takes_a_hurried_call() -> None:
     clock = Clock()
-    admission = Admission(64, "requests", clock)
+    admission = Admission(64, "requests", clock, clock)
     for _ in range(200):
         clock.now_s += 0.01
         with admission.slot(0.2):
@@ -57,7 +57,7 @@ def test_a_scorer_that_is_idle_at_times_takes_a_hurried_call() -> None:
 def test_those_who_wait_use_up_the_time_of_a_call_that_comes_after_them() -> None:
     async def run() -> None:
         clock = Clock()
-        admission = Admission(64, "requests", clock)
+        admission = Admission(64, "requests", clock, clock)
         for _ in range(200):
             with admission.slot(0.2):
                 async with admission.turn():
@@ -85,7 +85,7 @@ def test_those_who_wait_use_up_the_time_of_a_call_that_comes_after_them() -> Non
 def test_what_a_request_takes_is_learnt_and_one_with_less_left_is_refused_at_once() -> None:
     async def run() -> None:
         clock = Clock()
-        admission = Admission(64, "requests", clock)
+        admission = Admission(64, "requests", clock, clock)
         for n in range(600):
             with admission.slot(0.2):
                 async with admission.turn():
@@ -95,6 +95,20 @@ def test_what_a_request_takes_is_learnt_and_one_with_less_left_is_refused_at_onc
                 pass
         with admission.slot(0.11):
             pass
+
+    asyncio.run(run())
+
+
+def test_a_scorer_that_waits_for_a_part_that_is_late_refuses_nobody() -> None:
+    async def run() -> None:
+        clock = Clock()
+        admission = Admission(64, "requests", clock, lambda: clock.now_s / 25)
+        for _ in range(600):
+            with admission.slot(0.2):
+                async with admission.turn():
+                    clock.now_s += 0.1
+        with admission.slot(0.02):
+            assert admission.under_way == 1
 
     asyncio.run(run())
 
