@@ -20,10 +20,12 @@ class Admission:
     """A count of requests under way, on one event loop.
 
     A queue only makes everybody wait: at a load above what the scorer can do it never empties, and requests would be answered after their
-    callers have gone. So there are two bounds: `limit`, and the caller's own deadline, which those that wait before it may use up (by Little's
-    law, their number times the pace at which requests are done) and its own work too (nearly all requests' time at work). gRPC keeps a queue of its own, which nobody sees: it brings in
-    one call a turn of the event loop, the oldest first. Under overload those have almost no time left, and working on them makes the next
-    ones just as old: at 3 x capacity 18 % of it was answered in time. Refusing them costs a tenth of answering, and lets younger calls in.
+    callers have gone. So there are two bounds: `limit`, and the caller's own deadline, which must leave time for those that wait before it
+    (by Little's law, their number times the pace at which requests are done) and for its own work (nearly every request's time at work).
+
+    gRPC keeps a queue of its own, which nobody sees: it brings in one call a turn of the event loop, the oldest first. Under overload those
+    have almost no time left, and working on them makes the next ones just as old: at 3 x capacity 18 % of it was answered in time. Refusing
+    them costs a tenth of answering, and lets younger calls in.
     """
 
     def __init__(

@@ -9,6 +9,9 @@ from typing import Any, Generic, TypeVar
 APPLIED_AT_ONCE = 40  # records between two requests: 0.5 ms of the event loop
 RUNNING_BEHIND_S = 10.0  # a batch that the event loop did not take for so long: it is stopping
 
+FOLLOWING = {"group.id": "liveshelf-scorer", "enable.auto.commit": False, "reconnect.backoff.max.ms": 1_000, "log_level": 2}
+"""librdkafka's settings of a thread that follows a topic into memory: nothing is committed, a start reads anew."""
+
 Record = TypeVar("Record")
 
 

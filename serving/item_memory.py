@@ -19,7 +19,7 @@ from features.catalog import Catalog
 from features.feature_set import FeatureSet
 from features.items import ItemTable
 from liveshelf.settings import Settings
-from serving.feed import Feed
+from serving.feed import FOLLOWING, Feed
 from streams.records import CatalogItem, ItemRow, decode
 from streams.topics import CATALOG, ITEM_UPDATES, item_update_version, kafka_config
 
@@ -87,17 +87,7 @@ class ItemMemory:
         await asyncio.to_thread(self._thread.join)
 
     def _follow(self) -> None:
-        consumer = Consumer(
-            kafka_config(self._settings)
-            | {
-                "group.id": "liveshelf-scorer",
-                "enable.auto.commit": False,
-                "fetch.wait.max.ms": 20,
-                "reconnect.backoff.max.ms": 1_000,
-                "enable.partition.eof": False,
-                "log_level": 2,
-            }
-        )
+        consumer = Consumer(kafka_config(self._settings) | FOLLOWING | {"fetch.wait.max.ms": 20})
         try:
             ends = self._assign(consumer)
             asked_s = time.monotonic()

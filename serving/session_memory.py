@@ -16,7 +16,7 @@ from features.catalog import Catalog
 from features.events import Event
 from features.live_sessions import LiveSessions
 from liveshelf.settings import Settings
-from serving.feed import Feed
+from serving.feed import FOLLOWING, Feed
 from streams.records import decode
 from streams.topics import CLICKSTREAM, kafka_config
 
@@ -58,17 +58,7 @@ class SessionMemory:
         self._thread.start()
 
     def _follow(self) -> None:
-        consumer = Consumer(
-            kafka_config(self._settings)
-            | {
-                "group.id": "liveshelf-scorer",
-                "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
-                "fetch.wait.max.ms": 100,
-                "reconnect.backoff.max.ms": 1_000,
-                "log_level": 2,
-            }
-        )
+        consumer = Consumer(kafka_config(self._settings) | FOLLOWING | {"auto.offset.reset": "earliest", "fetch.wait.max.ms": 100})
         try:
             while not self._stop.is_set() and not self._assigned(consumer):
                 self._stop.wait(RETRY_S)

@@ -262,7 +262,6 @@ def run(items: int, seconds: float, home: Path, profile: str, without_events: bo
         until(lambda: serving_state(settings).get("items", 0) >= items, 300, "items loaded")
         fill_sessions(settings, SESSIONS, items, now_ms)
         until(lambda: serving_state(settings).get("sessions", 0) >= SESSIONS, 60, "sessions loaded")
-        time.sleep(3)
         print(f"{items} items produced and loaded in {time.perf_counter() - began:.1f} s", flush=True)
         full_mb = resident_mb(scorer)
         found["scorer_mb_per_100k_items"] = round((full_mb - empty_mb) * 100_000 / items, 1)
