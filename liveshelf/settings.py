@@ -123,6 +123,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model_name: str = "shelf"
     feedback_window_s: int = 300
     """How long after an impression (event time) a click, cart or purchase still labels it."""
+    late_purchase_h: Annotated[int, msgspec.Meta(ge=0, le=24 * 30)] = 24
+    """How long after an impression a purchase of what was clicked on it in time is still learnt from, when its example is made already; 0: not."""
     train_interval_s: int = 60
     train_examples_max: Annotated[int, msgspec.Meta(ge=1)] = 20_000
     """Examples that one step reads at most; what is left over waits for the next. A step holds them in memory, encoded: about 5 kB each."""

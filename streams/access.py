@@ -57,7 +57,9 @@ ACCESS = {
         (ITEM_UPDATES, CLICKSTREAM_REJECTED, CLICKSTREAM),  # clickstream: what passes from a browser to the person who signed in
         ("liveshelf-features", "liveshelf-partition-log"),
     ),
-    "joiner": Access((CLICKSTREAM, IMPRESSIONS), (TRAINING_EXAMPLES,), ("liveshelf-joiner",)),
+    "joiner": Access(
+        (CLICKSTREAM, IMPRESSIONS, TRAINING_EXAMPLES), (TRAINING_EXAMPLES,), ("liveshelf-joiner", "liveshelf-partition-log")
+    ),
     "scoring": Access(
         (CATALOG, ITEM_UPDATES, CLICKSTREAM), (IMPRESSIONS, CLICKSTREAM, CLICKSTREAM_REJECTED), ("liveshelf-scorer",)
     ),

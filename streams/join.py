@@ -39,6 +39,8 @@ class Closed(Generic[Token]):
     tokens: list[Token]
     sources: list[list[str]]
     """Candidate sources of each example's items."""
+    purchases: list[Event]
+    """No open impression needs them any more: those that no example counted came too late (see `streams.late`)."""
 
 
 class Join(Generic[Token]):
@@ -79,6 +81,7 @@ class Join(Generic[Token]):
         examples: list[Example] = []
         tokens: list[Token] = []
         sources: list[list[str]] = []
+        purchases: list[Event] = []
         while self._impressions and self._impressions[0][0] < over_ms:
             appended_ms, impression, token = self._impressions.popleft()
             examples.append(self._example(impression, appended_ms))
@@ -93,7 +96,9 @@ class Join(Generic[Token]):
             if event.event_name in LABEL_EVENTS:
                 self._shoppers[event.shopper].events.pop(0)
                 self._tidy(event.shopper)
-        return Closed(examples, tokens, sources)
+            if event.event_name in PURCHASE_EVENTS:
+                purchases.append(event)
+        return Closed(examples, tokens, sources, purchases)
 
     def _example(self, impression: Impression, appended_ms: int) -> Example:
         shopper = self._shoppers[impression.shopper]

@@ -1,4 +1,4 @@
-"""One partition of the clickstream, read from one offset to another: for catching up, rebuilding and verifying. No consumer group."""
+"""One partition of the clickstream or of another topic, read from one offset to another: for catching up, rebuilding and verifying. No consumer group."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -43,6 +43,19 @@ class PartitionLog:
         try:
             low, high = consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=TIMEOUT_S)
             return low, high
+        except KafkaException as error:
+            raise UnavailableError(f"{self._topic}/{partition} in Kafka at {self._address} does not answer: {error}") from error
+        finally:
+            consumer.close()
+
+    def offset_at(self, partition: int, time_ms: int) -> int:
+        """The first record that the broker took at `time_ms` or later; below 0 where there is none."""
+        consumer = Consumer(self._config)
+        try:
+            found: list[TopicPartition] = consumer.offsets_for_times(
+                [TopicPartition(self._topic, partition, time_ms)], timeout=TIMEOUT_S
+            )
+            return int(found[0].offset)
         except KafkaException as error:
             raise UnavailableError(f"{self._topic}/{partition} in Kafka at {self._address} does not answer: {error}") from error
         finally:

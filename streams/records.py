@@ -8,6 +8,7 @@ from features.events import Event, EventItem
 from features.rows import CatalogItem, FeaturesAsServed, ItemRow
 
 __all__ = [
+    "UNKNOWN",
     "CatalogItem",
     "Event",
     "EventItem",
@@ -43,11 +44,17 @@ class Impression(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """`features.candidates.items` equals `items`."""
 
 
+UNKNOWN = -1
+"""A label of which an example says nothing."""
+
+
 class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """An impression joined with what the shopper did next: topic `training-examples`, key shopper. Labels are 0 or 1 by position."""
+    """An impression joined with what the shopper did next: topic `training-examples`, key shopper. Labels are 0 or 1 by position, or UNKNOWN."""
 
     v: Literal[1] = 1
     request_id: str
+    late: str = ""
+    """The event id of a purchase that came when the example of this request had been made: what it adds to that one (see `streams.late`)."""
     shopper: str
     time_ms: int
     placement: str = ""

@@ -91,6 +91,7 @@ class Shelf(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     v: Literal[1] = 1
     shopper: str
     time_ms: int
+    late: str = ""
     model_version: int = 0
     clicked: list[int]
 
@@ -108,7 +109,7 @@ class Counts:
         """Count the first shelf of a shopper, if it is one of the version that was to answer: right after a change a scorer may not have
         followed yet, and what no model answered is neither version's."""
         wanted = self.route.canary if self.route.picks_canary(shelf.shopper) else self.route.stable
-        if shelf.time_ms < self.route.since_ms or shelf.model_version != wanted or shelf.shopper in self._seen:
+        if shelf.late or shelf.time_ms < self.route.since_ms or shelf.model_version != wanted or shelf.shopper in self._seen:
             return
         if wanted == self.route.stable and self._shoppers[wanted] >= STABLE_SHOPPERS_MAX:
             return

@@ -35,6 +35,7 @@ class LearntExample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     v: Literal[1] = 1
     request_id: str
+    late: str = ""
     time_ms: int
     items: list[str]
     clicked: list[int]

@@ -74,8 +74,8 @@ def from_clickstream(settings: Settings, offsets: Offsets, features: FeatureSet,
 def from_examples(
     settings: Settings, offsets: Offsets, already: Collection[str], features: FeatureSet, until: Offsets | None = None
 ) -> Batch:
-    """Examples from `offsets` on, without those whose request id is in `already` or came before: the join delivers at least once. `until`:
-    the read that ended there, once more.
+    """Examples from `offsets` on, without those whose request id (and late purchase) is in `already` or came before: the join delivers at
+    least once. `until`: the read that ended there, once more.
 
     Raises:
         UnavailableError: Kafka does not answer.
@@ -91,12 +91,12 @@ def from_examples(
     for logged in reader:
         new = {}
         for _, _, example in logged:
-            if example.request_id not in seen:
-                seen.add(example.request_id)
-                new[example.request_id] = example
+            if (key := f"{example.request_id}/{example.late}" if example.late else example.request_id) not in seen:
+                seen.add(key)
+                new[key] = example
         keys, examples = list(new), list(new.values())
         samples, of = samples_of(examples, encoder)
-        aside = np.array([is_unseen(keys[n]) for n in of], dtype=bool)
+        aside = np.array([is_unseen(examples[n].request_id) for n in of], dtype=bool)  # a late purchase with its own shelf
         for heap, rows in zip(heaps, (~aside, aside), strict=True):
             heap.append(samples.take(rows))
         ids += keys

@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from features.encoder import Inputs
 from features.feature_set import FeatureSet
+from streams import records
 
 Array = npt.NDArray[Any]
 
 TASKS = ("click", "cart", "purchase")
-UNKNOWN = -1.0  # a label that is not known, and that of a padded candidate: no loss, no metric
+UNKNOWN = float(records.UNKNOWN)  # a label that is not known, and that of a padded candidate: no loss, no metric
 
 
 class Sample(NamedTuple):

@@ -47,7 +47,7 @@ from tests.compose.stack import LOOP, ROOT, Compose
 READS = {
     "collector": set(),
     "agents": {CLICKSTREAM, CATALOG},
-    "joiner": {CLICKSTREAM, IMPRESSIONS},
+    "joiner": {CLICKSTREAM, IMPRESSIONS, TRAINING_EXAMPLES},
     "scoring": {CATALOG, ITEM_UPDATES},
     "trainer": {TRAINING_EXAMPLES, CLICKSTREAM, CATALOG, MODEL_RELEASES},
 }

@@ -193,6 +193,24 @@ def test_a_click_on_a_shelf_becomes_one_labelled_example(settings: Settings, pro
     assert [(e.request_id, e.clicked, e.carted, e.purchased) for e in mine] == [("join-r", [0, 1, 0], [0, 0, 0], [0, 0, 0])]
     assert mine[0].features == features
 
+    # The example is made. A purchase that comes now adds to it, by a joiner that remembers nothing but what the topics say.
+    bought = msgspec.structs.replace(click, event_id="join-b", event_name="purchase", time_ms=now + 3_600_000, request_id="")
+    producer.produce(CLICKSTREAM, encode(bought), b"join-s")
+    producer.flush(10)
+    with role(settings, "streams.joiner", log) as worker:
+        until(lambda: committed(settings, "liveshelf-joiner"), "all is joined and acknowledged", worker, log)
+    more = [decode(Example, m[3]) for m in read_all(settings, TRAINING_EXAMPLES) if m[2] == b"join-s"][1:]
+    assert [(e.request_id, e.late, e.clicked, e.carted, e.purchased) for e in more] == [
+        ("join-r", "join-b", [-1, -1, -1], [-1, 1, -1], [-1, 1, -1])
+    ]
+    assert more[0].features == features
+
+
+def committed(settings: Settings, group: str) -> bool:
+    """Whether the group has acknowledged all of `clickstream`."""
+    made = PartitionLog(settings)
+    return all(made.ends(p)[1] == at for p, at in made.committed(group, range(settings.partitions)).items())
+
 
 def test_a_store_that_belongs_to_another_log_is_refused(settings: Settings) -> None:
     """Its offsets would make every new event look folded."""

@@ -17,14 +17,16 @@ from confluent_kafka import Producer
 
 from liveshelf.errors import ConflictError, CorruptError, NotFoundError, UnavailableError
 from liveshelf.settings import Settings
+from streams.late import Late, corrected
 from streams.records import Example, encode
 from streams.topics import CATALOG, CLICKSTREAM, TRAINING_EXAMPLES, kafka_config
 from tests.conftest import free_port
 from tests.planted_shop import FEATURES, PlantedShop
 from trainer import checkpoint, directory, releases
 from trainer.gate import MEASURED
-from trainer.intake import is_unseen
+from trainer.intake import from_examples, is_unseen
 from trainer.log import LogReader
+from trainer.samples import UNKNOWN
 from trainer.step import StepResult, Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +109,29 @@ def test_without_a_checkpoint_a_step_bootstraps_from_the_event_log(bootstrapped:
     assert (release.outcome, release.parent, release.examples) == ("promoted", 0, result.trained)
     assert release.offsets == result.offsets
     assert sum(at for name, at in release.offsets.items() if name.startswith(CLICKSTREAM)) >= 2_001
+
+
+def test_a_late_purchase_is_one_more_example_that_says_nothing_else(settings: Settings, shop: PlantedShop) -> None:
+    """And stands on the same side as its shelf: what is set aside for judging is never learnt from."""
+    trainer = Trainer(settings, FEATURES)
+    shelves = [e for e in shop.examples(200, "late") if any(e.clicked)]
+    more = [corrected(e, Late(0, f"bought-{n}", [e.items[e.clicked.index(1)]])) for n, e in enumerate(shelves)]
+    aside = sum(is_unseen(example.request_id) for example in shelves)
+    give(settings, [*shelves, *more, *more[:5]])
+    batch = from_examples(settings, trainer.offsets, [], FEATURES)
+    n = len(shelves)
+    assert (batch.train.size, batch.unseen.size, batch.duplicates, batch.unusable) == (2 * (n - aside), 2 * aside, 5, 0)
+    labels = batch.train.labels
+    bought = (labels[:, :, 0] == UNKNOWN).all(axis=1)
+    assert bought.sum() == n - aside
+    assert (labels[bought][:, :, 2].max(axis=1) == 1).all()
+    assert ((labels[bought] == 1).sum(axis=(1, 2)) <= 2).all()
+    assert not (labels[bought] == 0).any()
+    before = trainer._learner.predict(batch.train)
+    assert trainer.step().consumed == 2 * n + 5
+    chance = trainer._learner.predict(batch.train)
+    at = (labels[:, :, 2] == 1) & bought[:, None]
+    assert chance[at, 2].mean() > before[at, 2].mean()
 
 
 def test_a_step_consumes_exactly_the_new_examples_each_once(settings: Settings, shop: PlantedShop) -> None:

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from streams.records import encode
+from streams.records import UNKNOWN, encode
 from streams.route import Route
 from tests.planted_shop import PlantedShop
 from trainer.canary import PROMOTED, ROLLED_BACK, Counts, Shelf, arm, decide
@@ -29,6 +29,7 @@ def test_the_first_shelf_of_each_shopper_counts_for_the_version_that_was_to_answ
         counts.add(shelf(name, right, 1, time_ms=999))  # before it began
         counts.add(shelf(name, wrong, 1))  # a scorer that had not followed yet
         counts.add(shelf(name, 0, 1))  # a fallback shelf
+        counts.add(msgspec.structs.replace(shelf(name, right, UNKNOWN), late="bought"))  # says of no click
         counts.add(shelf(name, right, int(name.endswith("0"))))
         counts.add(shelf(name, right, 1))  # once more
     clicked = sum(name.endswith("0") for name in ours)
