@@ -18,6 +18,8 @@ from features.values import View
 T0 = 1_700_000_000_000
 SINGLE = 1e-6
 """Relative: how far sums of a few dozen numbers in single precision may lie apart, added in two orders."""
+LEAST = 1.2e-38
+"""Absolute: single precision's least number of full precision. What has faded below, after 90 days at a half-life of one, has fewer digits."""
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 FEATURES = FeatureSet(read_declarations(None))
 

@@ -27,6 +27,9 @@ from serving.tensors import decode_tensor, encode_tensor, write_answer
 
 AT = 20  # places of the list that is judged
 ENCODER_EPOCHS, RANKER_EPOCHS = 12, 6
+ENCODER_CLICKS = 4_000_000
+"""Clicks that the encoder learns from, all epochs together: a log of more than some 330,000 gets fewer epochs, each of more updates. Set by
+what two cores learn in a quarter of an hour."""
 RANKED_MAX = 20_000  # lists that the ranker learns from, drawn from the tail; 0.5 GB of inputs
 REQUEST = 64  # cases a request to the model
 RECENCY_SHARE = 0.36
@@ -72,7 +75,7 @@ class Learnt:
         return [row for row, _ in known], [at for _, at in known]
 
 
-def evaluate(visits: Visits, baselines: Sequence[str], bar: Bar, epochs: int = ENCODER_EPOCHS) -> dict[str, Any]:
+def evaluate(visits: Visits, baselines: Sequence[str], bar: Bar, epochs_max: int = ENCODER_EPOCHS) -> dict[str, Any]:
     """Figures of ours, and of each baseline."""
     for name in baselines:
         if name not in BASELINES:
@@ -81,11 +84,9 @@ def evaluate(visits: Visits, baselines: Sequence[str], bar: Bar, epochs: int = E
 
     began = time.monotonic()
     head, tail = visits.split()
-    ranker = _fit_ranker(Learnt.of(head, visits.timed), tail, epochs, bar)
+    ranker = _fit_ranker(Learnt.of(head, visits.timed), tail, epochs_max, bar)
     learnt = Learnt.of(visits.train, visits.timed)
-    with bar("encoder, all days") as (advance, total):
-        total(epochs * _windows(learnt.sessions))
-        encoder = next_click.fit_encoder(learnt.sessions, learnt.items, epochs, SEED, advance)
+    encoder = _fit_encoder(learnt, "encoder, all days", epochs_max, bar)
     trained_s = time.monotonic() - began
     with TemporaryDirectory(prefix="liveshelf-evaluate-") as place:
         path = Path(place) / "1"
@@ -100,12 +101,19 @@ def evaluate(visits: Visits, baselines: Sequence[str], bar: Bar, epochs: int = E
     return result | ({"baselines": others} if others else {}) | {"seconds": round(time.monotonic() - began, 1)}
 
 
-def _fit_ranker(learnt: Learnt, tail: Sequence[Session], epochs: int, bar: Bar) -> Any:
+def _fit_encoder(learnt: Learnt, name: str, epochs_max: int, bar: Bar) -> Any:
     from trainer import next_click
 
-    with bar("encoder, without the tail") as (advance, total):
+    epochs = min(epochs_max, max(1, round(ENCODER_CLICKS / max(sum(len(session) - 1 for session in learnt.sessions), 1))))
+    with bar(name) as (advance, total):
         total(epochs * _windows(learnt.sessions))
-        encoder = next_click.fit_encoder(learnt.sessions, learnt.items, epochs, SEED, advance)
+        return next_click.fit_encoder(learnt.sessions, learnt.items, epochs, SEED, advance)
+
+
+def _fit_ranker(learnt: Learnt, tail: Sequence[Session], epochs_max: int, bar: Bar) -> Any:
+    from trainer import next_click
+
+    encoder = _fit_encoder(learnt, "encoder, without the tail", epochs_max, bar)
     cases = [case for case in cases_of(list(tail)) if case.target in learnt.rows]
     if len(cases) > RANKED_MAX:
         cases = [cases[k] for k in np.random.default_rng(SEED).choice(len(cases), RANKED_MAX, replace=False)]

@@ -38,7 +38,7 @@ def quiet(_: str) -> nullcontext:  # type: ignore[type-arg]
 
 
 def test_ours_finds_a_planted_walk_and_popularity_does_not(visits: Visits) -> None:
-    result = evaluate(visits, ("popular", "sr", "vsknn", "stan", "gru"), quiet, epochs=3)
+    result = evaluate(visits, ("popular", "sr", "vsknn", "stan", "gru"), quiet, epochs_max=3)
     assert result["predictions"] == len(visits.test)
     assert result["hr20"] > 0.95
     assert result["mrr20"] > 0.75, "the next item of the ring comes first four times out of five: (.8 × 1 + .2 / 2) = .9 at best"

@@ -32,6 +32,7 @@ from tests.folding import (
     DAY_MS,
     FEATURES,
     HOUR_MS,
+    LEAST,
     MINUTE_MS,
     SINGLE,
     T0,
@@ -352,12 +353,12 @@ def test_any_interleaving_of_partitions_gives_the_same_rows(log: list[Delivery],
     for item in {item for item, _ in one.items}:
         parts = [row for (name, _), row in apart.items.items() if name == item]
         numbers = [math.fsum(column) for column in zip(*(item_numbers(FEATURES, row, now) for row in parts), strict=True)]
-        assert numbers == pytest.approx(item_numbers(FEATURES, one.items[item, 0], now), rel=1e-9, abs=0)
+        assert numbers == pytest.approx(item_numbers(FEATURES, one.items[item, 0], now), rel=1e-9, abs=LEAST)
         neighbours: dict[str, float] = defaultdict(float)
         for row in parts:
             for neighbour, weight in item_neighbours(FEATURES, row, now).items():
                 neighbours[neighbour] += weight
-        assert neighbours == pytest.approx(item_neighbours(FEATURES, one.items[item, 0], now), rel=1e-9, abs=0)
+        assert neighbours == pytest.approx(item_neighbours(FEATURES, one.items[item, 0], now), rel=1e-9, abs=LEAST)
     for name, row in one.shoppers.items():
         row.partition, row.offset = apart.shoppers[name].partition, apart.shoppers[name].offset
         assert bits(row) == bits(apart.shoppers[name])
@@ -386,8 +387,8 @@ def test_late_and_out_of_order_events_land_at_their_event_time(steps: list[tuple
     for one in shuffled:
         right.take(one)
     mine, its = left.shoppers["s"], right.shoppers["s"]
-    assert its.numbers == pytest.approx(mine.numbers, rel=SINGLE, abs=0)
-    assert its.affinities[0] == pytest.approx(mine.affinities[0], rel=SINGLE, abs=0)
+    assert its.numbers == pytest.approx(mine.numbers, rel=SINGLE, abs=LEAST)
+    assert its.affinities[0] == pytest.approx(mine.affinities[0], rel=SINGLE, abs=LEAST)
     assert (its.recent_items, its.recent_events, its.recent_times_ms) == (
         mine.recent_items,
         mine.recent_events,
@@ -397,4 +398,4 @@ def test_late_and_out_of_order_events_land_at_their_event_time(steps: list[tuple
     assert (its.time_ms, its.marks[since : since + 3]) == (mine.time_ms, mine.marks[since : since + 3])
     now = ordered[-1].time_ms
     for key, row in left.items.items():
-        assert item_numbers(FEATURES, right.items[key], now) == pytest.approx(item_numbers(FEATURES, row, now), rel=1e-9, abs=0)
+        assert item_numbers(FEATURES, right.items[key], now) == pytest.approx(item_numbers(FEATURES, row, now), rel=1e-9, abs=LEAST)

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from features.events import Event, Handover
 from features.fold import DUPLICATE, FOLDED, LINKS_MAX, MERGED_MAX
 from features.rows import ShopperRow
-from tests.folding import DAY_MS, FEATURES, HOUR_MS, MINUTE_MS, SINGLE, T0, Rows, bits, counts, event, login, one_shopper
+from tests.folding import DAY_MS, FEATURES, HOUR_MS, LEAST, MINUTE_MS, SINGLE, T0, Rows, bits, counts, event, login, one_shopper
 
 BROWSER, ANN, BEN = "browser", "ann", "ben"
 OF = {BROWSER: 0, ANN: 1, BEN: 2}
 """Partition by shopper."""
-STEPS = st.lists(st.tuples(st.integers(1, 40 * DAY_MS), st.sampled_from(["view_item", "add_to_cart", "purchase"])), max_size=8)
+STEPS = st.lists(st.tuples(st.integers(1, 40 * DAY_MS), st.sampled_from(["view_item", "add_to_cart", "purchase"])), max_size=6)
+"""Three of them fit into a sequence of 20: what a browser did longer ago than that is not there to be told apart."""
 
 
 def steps(name: str, shopper: str, after_ms: int, drawn: list[tuple[int, str]]) -> list[Event]:
@@ -49,7 +50,7 @@ class Partitions:
 
 
 def assert_same_features(row: ShopperRow, expected: ShopperRow) -> None:
-    assert row.numbers == pytest.approx(expected.numbers, rel=SINGLE, abs=0)
+    assert row.numbers == pytest.approx(expected.numbers, rel=SINGLE, abs=LEAST)
     assert (row.recent_items, row.recent_events, row.recent_times_ms) == (
         expected.recent_items,
         expected.recent_events,
@@ -58,7 +59,7 @@ def assert_same_features(row: ShopperRow, expected: ShopperRow) -> None:
     since = FEATURES.mark_at["since"]
     assert row.marks[since : since + 3] == expected.marks[since : since + 3]
     for mine, its in zip(row.affinities, expected.affinities, strict=True):
-        assert mine == pytest.approx(its, rel=SINGLE, abs=0)
+        assert mine == pytest.approx(its, rel=SINGLE, abs=LEAST)
 
 
 def nothing_left(row: ShopperRow) -> bool:
@@ -118,7 +119,7 @@ def test_the_next_user_of_a_browser_gets_nothing_of_the_one_before(
         row = shop.rows.shoppers.get(shopper, FEATURES.shopper(shopper))
         assert row.recent_items == [one.items[0].item_id for one in reversed(theirs)]
         kept = one_shopper(theirs).numbers if theirs else FEATURES.shopper("").numbers
-        assert row.numbers == pytest.approx(kept, rel=SINGLE, abs=0)
+        assert row.numbers == pytest.approx(kept, rel=SINGLE, abs=LEAST)
         allowed = {"a": ANN, "b": BEN, "c": BROWSER}
         assert all(allowed[category] == shopper for category in row.affinities[0])
 
