@@ -31,6 +31,7 @@ from trainer.samples import TASKS, Array, Samples
 LOOPBACK = "127.0.0.1"  # whatever the parts listen on: nobody else has business with this one
 LOAD_S_MAX = 120.0  # of the server's start and of each version: seconds, many more on a machine that has other work
 ANSWER_S_MAX = 60.0
+CONNECTED_S_MAX = 1.0  # then it is looked whether the server still runs
 POLL_S = 0.02
 MESSAGE_BYTES_MAX = 64 * 2**20  # as the server
 ASKED_AT_ONCE = 256  # shelves; of 32 places they are 1 MB
@@ -100,7 +101,9 @@ class Trial:
         ends_s = time.monotonic() + LOAD_S_MAX
         while time.monotonic() < ends_s and self._process.poll() is None:
             try:
-                status = self._statuses.GetModelStatus(request, timeout=ANSWER_S_MAX).model_version_status[0]
+                # Waiting for the connection: a channel whose calls fail at once gets on with connecting every 10 s only.
+                answer = self._statuses.GetModelStatus(request, timeout=CONNECTED_S_MAX, wait_for_ready=True)
+                status = answer.model_version_status[0]
             except grpc.RpcError as error:  # not yet there, neither the server nor the version
                 self._up = self._up or error.code() is grpc.StatusCode.NOT_FOUND
             else:

@@ -1,9 +1,12 @@
 """The client against a real gRPC server on a real socket: what it sends, when it gives up, what it raises, what it sends again."""
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 
 import grpc
 import pytest
@@ -234,26 +237,47 @@ def test_nobody_listening_is_said_with_the_address(unused_address: str) -> None:
     assert "liveshelf status" in str(caught.value)
 
 
+SERVE = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
+import grpc
+from liveshelf.v1.recommendation_pb2_grpc import add_RecommendationServiceServicer_to_server
+from tests.unit.client.test_client import Scorer
+server = grpc.server(ThreadPoolExecutor(1))
+add_RecommendationServiceServicer_to_server(Scorer(), server)
+assert server.add_insecure_port(sys.argv[1])
+server.start()
+print("listens", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_client_finds_a_scorer_that_came_back(unused_address: str) -> None:
-    """After a refused connection the channel connects by itself once somebody listens."""
-    with Client(unused_address, deadline_ms=500) as client:
-        with pytest.raises(UnavailableError):
-            client.recommend(client_id="c")
-        server = grpc.server(ThreadPoolExecutor(1))
-        add_RecommendationServiceServicer_to_server(Scorer(), server)
-        assert server.add_insecure_port(unused_address)
-        server.start()
-        try:
-            deadline = time.monotonic() + 10
-            while True:
-                try:
-                    assert client.recommend(client_id="c").request_id == "r1"
-                    break
-                except UnavailableError:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.02)
-        finally:
-            server.stop(0).wait()
+    """After refused connections, and calls that go on meanwhile, the channel connects soon after somebody listens: a server in a process
+    of its own, since one in this process would do the channel's work, too."""
+    command = [sys.executable, "-c", SERVE, unused_address]
+    with (
+        Client(unused_address, deadline_ms=500) as client,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server,
+    ):
+        assert server.stdout is not None
+
+        def answers() -> bool:
+            try:
+                return client.recommend(client_id="c").request_id == "r1"
+            except UnavailableError:
+                time.sleep(0.02)
+                return False
+
+        listens = Thread(target=server.stdout.readline)
+        listens.start()
+        while listens.is_alive():
+            answers()
+        deadline = time.monotonic() + 3
+        while not answers():
+            assert time.monotonic() < deadline
+        server.communicate()
 
 
 def test_the_async_client_runs_calls_side_by_side(scorer: tuple[Scorer, str]) -> None:
