@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -11,6 +12,7 @@ from features import declarations as d
 from features.decay import HalfLives
 from features.events import EVENT_INDEX, EVENT_NAMES
 from features.rows import ItemRow, ShopperRow
+from liveshelf.settings import Settings
 
 ID_BYTES = 6
 """Of an event's hashed id: see `fold.event_key`."""
@@ -277,6 +279,15 @@ class FeatureSet:
 
 def _flat(slots: dict[str, list[Slot]]) -> list[tuple[str, Slot]]:
     return [(name, slot) for name, of_feature in slots.items() for slot in of_feature]
+
+
+def declared_set(settings: Settings) -> FeatureSet:
+    """The features that the settings declare.
+
+    Raises:
+        SettingsError: the file cannot be read or is not valid; the message names the line.
+    """
+    return FeatureSet(d.read_declarations(Path(settings.features_file).expanduser() if settings.features_file else None))
 
 
 def load_feature_set(text: str, source: str) -> FeatureSet:

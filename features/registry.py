@@ -9,8 +9,7 @@ from feast import FeatureStore, RepoConfig
 from feast.errors import FeastObjectNotFoundException
 
 from features import definitions
-from features.declarations import read_declarations
-from features.feature_set import FeatureSet, load_feature_set
+from features.feature_set import FeatureSet, declared_set, load_feature_set
 from liveshelf.errors import ConflictError, NotFoundError
 from liveshelf.settings import Settings
 
@@ -18,15 +17,6 @@ for name in ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR"):  # Feas
     os.environ.pop(name, None)
 
 PROJECT = "liveshelf"
-
-
-def declared_set(settings: Settings) -> FeatureSet:
-    """The features that the settings declare.
-
-    Raises:
-        SettingsError: the file cannot be read or is not valid; the message names the line.
-    """
-    return FeatureSet(read_declarations(Path(settings.features_file).expanduser() if settings.features_file else None))
 
 
 def repo_config(settings: Settings, registry: Path, online_store: dict[str, object]) -> RepoConfig:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from liveshelf.errors import SettingsError
-from liveshelf.settings import load_settings
+from liveshelf.settings import Settings
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def command(
+    ctx: typer.Context,
     path: Annotated[
         Path,
         typer.Argument(
@@ -46,7 +47,7 @@ def command(
             raise SettingsError(
                 f"--baseline {baseline[0]} goes with next-click; off-policy compares with the policies that the log holds"
             )
-        result, table = _off_policy(path, progress_bar)
+        result, table = _off_policy(path, ctx.obj, progress_bar)
     else:
         result, table = _next_click(path, baseline or (), progress_bar)
     if not as_json:
@@ -67,17 +68,14 @@ def _next_click(path: Path, baselines: Sequence[str], bar: Any) -> tuple[dict[st
     return result, table
 
 
-def _off_policy(path: Path, bar: Any) -> tuple[dict[str, Any], "Table"]:
+def _off_policy(path: Path, settings: Settings, bar: Any) -> tuple[dict[str, Any], "Table"]:
     from rich.table import Table
 
-    from features.declarations import read_declarations
-    from features.feature_set import FeatureSet
+    from features.feature_set import declared_set
     from liveshelf.evaluation.impressions import evaluate
     from liveshelf.evaluation.open_bandit import read
 
-    settings = load_settings()
-    features = FeatureSet(read_declarations(Path(settings.features_file).expanduser() if settings.features_file else None))
-    result = evaluate(read(path), features, bar)
+    result = evaluate(read(path), declared_set(settings), bar)
     table = Table("clicks a round", "IPS", "SNIPS", "DR", "DR above random", "rounds", box=None)
 
     def told(interval: list[float]) -> str:

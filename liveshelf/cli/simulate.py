@@ -128,8 +128,7 @@ def _evaluate(settings: Settings, seeds: range, drift: float, shoppers: int, ite
     import msgspec
     import structlog
 
-    from features.declarations import read_declarations
-    from features.feature_set import FeatureSet
+    from features.feature_set import declared_set
     from liveshelf.cli.console import progress_bar, table_console
     from liveshelf.simulator.closed_loop import Plan
     from liveshelf.simulator.worth import visits_of, worth
@@ -137,7 +136,7 @@ def _evaluate(settings: Settings, seeds: range, drift: float, shoppers: int, ite
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING)
     )  # each step is a new version, and told
-    features = FeatureSet(read_declarations(Path(settings.features_file).expanduser() if settings.features_file else None))
+    features = declared_set(settings)
     plan = Plan(seeds[0], drift, shoppers, items, days=days)
     with progress_bar("visits", quiet=as_json) as (advance, total):
         total(visits_of(plan, seeds, settings, features))

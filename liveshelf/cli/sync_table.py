@@ -38,8 +38,7 @@ def command(
 
     import msgspec
 
-    from features.declarations import read_declarations
-    from features.feature_set import FeatureSet
+    from features.feature_set import declared_set
     from liveshelf.cli.console import progress_bar, table_console
     from liveshelf.evaluation.event_log import read
     from liveshelf.evaluation.sync_table import check_plot, parse_duration, parse_intervals, sync_table
@@ -51,7 +50,7 @@ def command(
         check_plot(plot)
     beginning_ms = parse_duration(beginning, "--beginning") if beginning else None
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of tracing the same code for each of the models
-    features = FeatureSet(read_declarations(Path(settings.features_file).expanduser() if settings.features_file else None))
+    features = declared_set(settings)
     log = read(path, settings, events)
     with progress_bar("events", quiet=as_json) as (advance, total):
         total(len(log.events))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from features.registry import declared_set
+from features.feature_set import declared_set
 from liveshelf.settings import Settings
 from streams.records import Rejected, decode
 from streams.topics import CLICKSTREAM, CLICKSTREAM_REJECTED, kafka_config

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from features.events import Event
-from features.registry import declared_set
+from features.feature_set import declared_set
 from liveshelf.client import Client
 from liveshelf.errors import LiveshelfError
 from streams.records import decode

@@ -32,8 +32,7 @@ def command(
         liveshelf features check features.yml --sample events.jsonl --json
     """
     from features.declarations import read_declarations
-    from features.feature_set import FeatureSet
-    from features.registry import declared_set
+    from features.feature_set import FeatureSet, declared_set
 
     try:
         features = FeatureSet(read_declarations(file)) if file else declared_set(ctx.obj)

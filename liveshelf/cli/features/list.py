@@ -29,9 +29,9 @@ def command(
     import msgspec
 
     from features.declarations import read_declarations
-    from features.feature_set import FeatureSet
+    from features.feature_set import FeatureSet, declared_set
     from features.readable import declared_features
-    from features.registry import FeatureRegistry, declared_set
+    from features.registry import FeatureRegistry
 
     registry = FeatureRegistry(ctx.obj)
     registered = registry.feature_sets() if registry.registered() else {}

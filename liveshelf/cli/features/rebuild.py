@@ -24,8 +24,7 @@ def command(
         LIVESHELF_FEATURES_FILE=features.yml liveshelf features rebuild --json
     """
     from features.declarations import read_declarations
-    from features.feature_set import FeatureSet
-    from features.registry import declared_set
+    from features.feature_set import FeatureSet, declared_set
     from liveshelf.cli.console import progress_bar
     from streams.rebuild import rebuild
 
