@@ -7,7 +7,6 @@ anything is learnt from it; the model that DR expects rewards by is the same one
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from features.events import Event, EventItem, EventName
 from features.feature_set import FeatureSet
 from liveshelf.errors import InvalidEventError
+from liveshelf.evaluation.next_click import Bar
 from liveshelf.evaluation.off_policy import Logged, Policy, Value, logged_value, value
 from liveshelf.evaluation.open_bandit import Campaign, Round
 from trainer.bootstrap import Past
@@ -31,8 +31,6 @@ RANDOM, BASELINE = "random", "bts"
 FIRST, STEP = 5_000, 1_000
 """Rounds that the first weights are learnt from, and those of a step."""
 SEED = 1
-
-Bar = Callable[[str], AbstractContextManager[tuple[Callable[[int], None], Callable[[int], None]]]]
 
 
 class Told(NamedTuple):
@@ -115,6 +113,10 @@ class _Replay:
                     self._past.fold(LoggedEvent(0, 2 * number + at, event), 2 * number + at)
                 advance(1)
             if asked:
+                if start < FIRST:
+                    raise InvalidEventError(
+                        "the log", f"{self.rounds} rounds", f"{2 * FIRST} or more: half of them are learnt from"
+                    )
                 yield (
                     asked,
                     self._learner.predict(stack([one.sample for one in asked], self._features)[0])[:, :, 0].astype(np.float64),

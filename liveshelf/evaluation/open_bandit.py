@@ -6,7 +6,6 @@ hashed traits.
 
 import csv
 import io
-import tarfile
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
@@ -15,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from features.rows import CatalogItem
 from liveshelf.errors import InvalidEventError
+from liveshelf.evaluation.visits import archived
 
 ITEMS = "item_context.csv"
 Parsed = TypeVar("Parsed")
@@ -72,14 +72,8 @@ def read(path: Path) -> list[Campaign]:
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
     if path.is_dir():
         yield from ((str(file.relative_to(path.parent)), file.read_text()) for file in sorted(path.rglob("*.csv")))
-        return
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if (file := archive.extractfile(member)) is not None:
-                    yield member.name, file.read().decode()
-    except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
-        raise InvalidEventError(str(path), str(error), "a tar archive, or a directory") from error
+    else:
+        yield from archived(path)
 
 
 def _parsed(name: str, text: str, parse: Callable[[dict[str, str]], Parsed]) -> Iterator[Parsed]:

@@ -80,7 +80,16 @@ def read(path: Path) -> Visits:
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
     if path.is_dir():
         yield from ((file.name, file.read_text()) for file in sorted(path.iterdir()) if file.suffix in (".txt", ".tsv"))
-        return
+    else:
+        yield from archived(path)
+
+
+def archived(path: Path) -> Iterator[tuple[str, str]]:
+    """(name, text) of every file in a tar archive.
+
+    Raises:
+        InvalidEventError: it is none, or holds what is no text.
+    """
     try:
         with tarfile.open(path) as archive:
             for member in archive:

@@ -109,6 +109,11 @@ def test_a_ranking_that_learnt_what_is_clicked_is_worth_what_it_would_have_earne
     assert 200 < found["ranked"]["rounds_used"] < 300  # a quarter was shown where it would have stood
 
 
+def test_a_log_too_short_to_learn_from_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidEventError, match=r"the log: got '40 rounds', expected 10000 or more"):
+        impressions.evaluate(read(written(tmp_path / "data", {"random": logged(1, 40)})), FeatureSet(read_declarations(None)), bar)
+
+
 def test_a_log_without_random_rounds_or_with_an_unknown_item_is_refused(tmp_path: Path) -> None:
     features = FeatureSet(read_declarations(None))
     with pytest.raises(InvalidEventError, match=r"expected rounds of policy random in its second half"):
