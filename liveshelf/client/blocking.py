@@ -47,8 +47,8 @@ class Client(
             if self._credentials
             else grpc.insecure_channel(address, options=OPTIONS)
         )
-        # While anybody listens to its state a channel of gRPC's blocking side looks after its connection between calls, too. Without, it was 5 s until a
-        # scorer was found again that was back (grpcio 1.71 to 1.76, calls every 20 ms), and 0.4 s with it.
+        # While anybody listens to its state a channel of gRPC's blocking side looks after its connection between calls, too. Without,
+        # it was 5 s until a scorer was found again that was back (grpcio 1.71 to 1.76, calls every 20 ms), and 0.4 s with it.
         self._channel.subscribe(lambda _: None)
         self._calls = vars(RecommendationServiceStub(self._channel)) | vars(EventServiceStub(self._channel))
 

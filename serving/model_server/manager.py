@@ -18,7 +18,7 @@ import grpc
 import structlog
 
 from serving.model_server.config import ModelConfig
-from serving.model_server.metrics import AVAILABLE_VERSIONS, LATEST_VERSION, LOAD_SECONDS, LOADS
+from serving.model_server.metrics import AVAILABLE_VERSIONS, LATEST_VERSION, LOAD_SECONDS, LOADS, POLLS
 from serving.model_server.runtime import Threads
 from serving.model_server.servable import Servable
 from serving.model_server.status import ServingError
@@ -158,6 +158,7 @@ class Manager:
         while not self._stopping:
             try:
                 self.poll()
+                POLLS.inc()
             except Exception:  # the watcher must outlive whatever one poll meets, or no new model ever arrives
                 log.exception("poll_failed")
             with self._changed:

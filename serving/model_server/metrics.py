@@ -10,6 +10,7 @@ PREDICT_SECONDS = Histogram(
     # the scorer gives the model 100 ms; ranking 500 candidates takes well under one
     buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5),
 )
+POLLS = Counter("liveshelf_model_server_polls", "Looks at the model directories, each with all that followed from it")
 LOADS = Counter("liveshelf_model_server_loads", "Versions loaded", ["model", "outcome"])
 LOAD_SECONDS = Histogram(
     "liveshelf_model_server_load_seconds", "Load and warm-up of one version", ["model"], buckets=(0.1, 0.3, 1, 3, 10, 30)

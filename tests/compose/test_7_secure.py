@@ -48,7 +48,7 @@ READS = {
     "collector": set(),
     "agents": {CLICKSTREAM, CATALOG},
     "joiner": {CLICKSTREAM, IMPRESSIONS, TRAINING_EXAMPLES},
-    "scoring": {CATALOG, ITEM_UPDATES},
+    "scoring": {CATALOG, ITEM_UPDATES, CLICKSTREAM},
     "trainer": {TRAINING_EXAMPLES, CLICKSTREAM, CATALOG, MODEL_RELEASES},
 }
 WRITES = {

@@ -4,21 +4,21 @@ import asyncio
 import resource
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import msgspec
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from features.events import Event, EventItem
 from liveshelf.errors import ConflictError
 from liveshelf.settings import Settings
 from serving.live_model import describe
 from serving.model_client import ModelClient, ModelUnavailableError
-from serving.model_server.manager import POLL_S
 from streams.records import Example
 from streams.topics import CLICKSTREAM
 from tests.conftest import broker, free_port
@@ -236,11 +236,24 @@ def test_a_model_directory_deleted_while_serving_interrupts_nobody(learnt: tuple
             until(lambda: _served(settings) == [live], 60, f"version {live} answers; see {tmp_path}/server{start}.log")
             if start == 1:
                 shutil.rmtree(settings.model_path)
-                time.sleep(3 * POLL_S)  # the server has looked meanwhile, and what follows must not depend on it
+                _looked_again(settings)
                 assert _served(settings) == [live]
                 assert trainer.step().outcome == "nothing_to_learn"
                 assert directory.versions(settings.model_path) == [live]
                 assert _served(settings) == [live]
+
+
+def _looked_again(settings: Settings) -> None:
+    """Wait until the model server has looked at its model directory since now: of two more looks one began after it."""
+    before = _polls(settings)
+    until(lambda: _polls(settings) >= before + 2, 60, "the model server has looked twice")
+
+
+def _polls(settings: Settings) -> float:
+    """How often the model server has looked at its model directory."""
+    text = httpx.get(f"http://{settings.host}:{settings.model_server_metrics_port}/metrics", trust_env=False).text
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return next(sample.value for sample in samples if sample.name == "liveshelf_model_server_polls_total")
 
 
 def _served(settings: Settings) -> list[int]:

@@ -240,7 +240,6 @@ def test_nobody_listening_is_said_with_the_address(unused_address: str) -> None:
 SERVE = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from threading import Thread
 import grpc
 from liveshelf.v1.recommendation_pb2_grpc import add_RecommendationServiceServicer_to_server
 from tests.unit.client.test_client import Scorer
