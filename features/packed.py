@@ -12,8 +12,8 @@ import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import cramjam
 import msgspec
-import pyarrow as pa
 
 from features.values import View
 from liveshelf.errors import CorruptError
@@ -23,7 +23,6 @@ PLAIN, LZ4 = 1, 2
 UNFENCED = -1
 """As a row's offset: written whatever is stored, and the stored fence stays."""
 
-_CODEC = pa.Codec("lz4_raw")
 _LENGTH = struct.Struct("<I")
 _LENGTH_MAX = 1 << 20  # rows are bounded, the largest at some 40 kB
 _ENCODER = msgspec.msgpack.Encoder()
@@ -46,7 +45,7 @@ def pack(view: View, partition: int, offset: int, time_ms: int, values: Sequence
         plain[at] = convert(plain[at])
     body, layout = _ENCODER.encode(plain), PLAIN
     if view.compressed:
-        body, layout = _LENGTH.pack(len(body)) + _CODEC.compress(body, asbytes=True), LZ4
+        body, layout = bytes(cramjam.lz4.compress_block(body)), LZ4  # with the length before it
     return HEADER.pack(layout, partition, offset + 1, time_ms) + body
 
 
@@ -63,13 +62,13 @@ def unpack(view: View, packed: bytes) -> Packed:
             (length,) = _LENGTH.unpack_from(body)
             if length > _LENGTH_MAX:
                 raise ValueError(f"{length} bytes are too many")
-            body = _CODEC.decompress(body[_LENGTH.size :], length, asbytes=True)
+            body = bytes(cramjam.lz4.decompress_block(body))
         elif layout != PLAIN:
             raise ValueError(f"format {layout} is unknown: was it written by a later version of Liveshelf?")
         values = list(view.decoder.decode(body))
         for at, convert in view.unpackers:
             values[at] = convert(values[at])
-    except (struct.error, OSError, ValueError, msgspec.DecodeError) as error:
+    except (struct.error, cramjam.DecompressionError, ValueError, msgspec.DecodeError) as error:
         raise CorruptError(
             f"a row of {view.name} cannot be read ({error}): {packed[:40]!r}. Delete its key, and the log gives it again"
         ) from error

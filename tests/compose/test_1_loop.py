@@ -9,6 +9,8 @@ import pytest
 
 from tests.compose.stack import LOOP, VARIABLES, Compose, pytest_of
 
+IMAGE_MB_MAX = 250
+
 
 def test_the_suite_of_any_stack_passes(compose: Compose) -> None:
     """tests/e2e/test_stack.py, as anybody runs it against a stack of his: given by addresses, through public interfaces only."""
@@ -64,6 +66,15 @@ def test_metrics_are_served_by_every_role(compose: Compose) -> None:
     for port in (18080, 18081, 18082, 18083, 18091, 18501):
         path = "monitoring/prometheus/metrics" if port == 18501 else "metrics"
         assert "# TYPE" in compose.get(f"{port}/{path}").text, port
+
+
+def test_images_without_tensorflow_are_small(compose: Compose) -> None:
+    sizes = {}
+    for service in ("collector", "agents", "joiner", "scoring"):
+        image = compose.inspect(service)["Image"]
+        sizes[service] = int(compose.docker("image", "inspect", "--format", "{{.Size}}", image).stdout) / 1e6
+    print("\n" + ", ".join(f"{service} {mb:.0f} MB" for service, mb in sizes.items()))
+    assert max(sizes.values()) < IMAGE_MB_MAX
 
 
 def test_no_secret_is_in_an_image(compose: Compose) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from liveshelf.errors import SettingsError
+
 INTERRUPTED = 130
 
 
@@ -42,6 +44,8 @@ def command(
     except KeyboardInterrupt:
         typer.echo("Stopped; an earlier history stays as it was.", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    except ModuleNotFoundError as error:  # the images of agents and scoring are without what writes parquet
+        raise SettingsError(f"{error}, or run this in the trainer's container") from error
     views = [features.shopper_view.name, features.item_view.name]
     seconds = time.monotonic() - began
     if as_json:
