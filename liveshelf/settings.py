@@ -47,6 +47,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     store_port: int = 16379
     model_server: str = ""
     """host:port of a TensorFlow Serving gRPC endpoint."""
+    model_server_tls_ca: str = ""
+    """PEM file: whom callers of the model server trust; when set they use TLS (the server's side: its `--ssl_config_file`)."""
+    model_server_tls_cert: str = ""
+    """PEM file, with `model_server_tls_key`: the certificate that they show, where the model server asks for one."""
+    model_server_tls_key: str = ""
     model_server_base_path: str = ""
     """Where that server sees the model directory; empty: where we see it. `liveshelf models` tells it which versions to serve from there."""
     model_server_port: int = 18500

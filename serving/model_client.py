@@ -5,6 +5,7 @@ from typing import Self
 
 import grpc
 
+from liveshelf.client import Tls
 from liveshelf.errors import NotFoundError, UnavailableError
 from liveshelf.settings import Settings
 from serving import tfserving_pb2 as pb
@@ -45,12 +46,20 @@ class ModelNotFoundError(NotFoundError):
 
 
 class ModelClient:
-    """Asks one model of one model server. Create it inside a running event loop, and close it (or use `async with`)."""
+    """Asks one model of one model server. Create it inside a running event loop, and close it (or use `async with`).
+
+    Raises:
+        SettingsError: a file that the settings model_server_tls_* name cannot be read.
+    """
 
     def __init__(self, settings: Settings, tracing: Tracing | None = None) -> None:
         self._tracing = tracing
         self._address, self._model = settings.model_server_address, settings.model_name
-        self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+        if settings.model_server_tls_ca:
+            tls = Tls(settings.model_server_tls_ca, settings.model_server_tls_cert, settings.model_server_tls_key)
+            self._channel = grpc.aio.secure_channel(self._address, tls.credentials(), options=_OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
         self._predict = self._channel.unary_unary(
             "/tensorflow.serving.PredictionService/Predict",
             request_serializer=pb.PredictRequest.SerializeToString,

@@ -28,7 +28,7 @@ certificate() { # folder, name in the certificate; it is also the host that clie
   openssl x509 -req -in request.pem -CA ca.pem -CAkey ca-key.pem -CAcreateserial -days $DAYS -extfile extensions -out "$1/cert.pem" 2>> openssl.log
 }
 
-for folder in kafka store access collector agents joiner scoring trainer store-exporter shop; do
+for folder in kafka store access collector agents joiner scoring trainer model-server store-exporter shop; do
   mkdir $folder
   cp ca.pem $folder/
 done
@@ -39,8 +39,20 @@ cat kafka/key.pem kafka/cert.pem > kafka/keystore.pem
 rm kafka/key.pem kafka/cert.pem
 certificate store store
 certificate scoring scoring
+certificate trainer trainer
+certificate model-server model-server
 certificate shop shop      # for whoever asks for shelves: a backend, simulated shoppers
 certificate access admin   # Kafka's super user
+
+# TensorFlow Serving's own form: the texts in one file.
+text() { awk '{ printf "%s\\n", $0 }' "$1"; }
+cat > model-server/ssl.config <<END
+server_key: "$(text model-server/key.pem)"
+server_cert: "$(text model-server/cert.pem)"
+custom_ca: "$(text model-server/ca.pem)"
+client_verify: true
+END
+rm model-server/key.pem model-server/cert.pem model-server/ca.pem
 
 cat > access/settings.toml <<END
 kafka_security_protocol = "SSL"
@@ -64,6 +76,13 @@ scoring_tls_cert = "/run/secrets/cert.pem"
 scoring_tls_key = "/run/secrets/key.pem"
 scoring_tls_client_ca = "/run/secrets/ca.pem"
 END
+for role in scoring trainer; do
+  cat >> $role/settings.toml <<END
+model_server_tls_ca = "/run/secrets/ca.pem"
+model_server_tls_cert = "/run/secrets/cert.pem"
+model_server_tls_key = "/run/secrets/key.pem"
+END
+done
 
 cat > shop/settings.toml <<END
 scoring_tls_ca = "/run/secrets/ca.pem"

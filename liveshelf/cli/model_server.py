@@ -25,6 +25,7 @@ def command(
     batching_parameters_file: Annotated[
         Path | None, typer.Option(help="Batch requests: TensorFlow Serving's BatchingParameters, as text.")
     ] = None,
+    ssl_config_file: Annotated[Path | None, typer.Option(help="gRPC over TLS: TensorFlow Serving's SSLConfig, as text.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Of gRPC. Default: the setting model_server_port.")] = None,
     metrics_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Of HTTP. Default: the setting model_server_metrics_port.")
@@ -59,11 +60,13 @@ def command(
         from serving.model_server.app import Options
         from serving.model_server.batching import read_batching_parameters
         from serving.model_server.runtime import Threads
+        from serving.model_server.tls import read_ssl_config
     except ModuleNotFoundError as error:
         raise SettingsError(f"the model server needs {error.name}: pip install 'liveshelf[model-server]'") from error
     batching = read_batching_parameters(batching_parameters_file) if batching_parameters_file else None
+    credentials = read_ssl_config(ssl_config_file) if ssl_config_file else None
     models = _models(settings, model_base_path, model_name, versions, model_config_file)
-    run(settings, models, Options(Threads(intra_op, inter_op), batching))
+    run(settings, models, Options(Threads(intra_op, inter_op), batching, credentials))
 
 
 def _models(

@@ -14,6 +14,7 @@ from serving.model_server.app import Options, serve
 from serving.model_server.batching import read_batching_parameters
 from serving.model_server.config import ModelConfig, default_config, read_config
 from serving.model_server.runtime import Threads
+from serving.model_server.tls import read_ssl_config
 from streams.logs import configure_logs
 
 
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument(
         "--batching_parameters_file", type=Path, help="TensorFlow Serving's BatchingParameters, as text; batches requests"
     )
+    parser.add_argument("--ssl_config_file", type=Path, help="TensorFlow Serving's SSLConfig, as text; gRPC over TLS")
     parser.add_argument("--tensorflow_intra_op_parallelism", type=int, default=Threads.intra_op, help="threads of one op (1)")
     parser.add_argument(
         "--tensorflow_inter_op_parallelism", type=int, default=Threads.inter_op, help="ops at once (-1: none, in the caller)"
@@ -47,8 +49,9 @@ def main() -> int:
         settings = load_settings()
         models = read_config(given.model_config_file) if given.model_config_file else default_config(settings)
         batching = read_batching_parameters(given.batching_parameters_file) if given.batching_parameters_file else None
+        credentials = read_ssl_config(given.ssl_config_file) if given.ssl_config_file else None
         threads = Threads(given.tensorflow_intra_op_parallelism, given.tensorflow_inter_op_parallelism)
-        run(settings, models, Options(threads, batching))
+        run(settings, models, Options(threads, batching, credentials))
     except LiveshelfError as error:
         print(f"model server: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code

@@ -42,6 +42,8 @@ class Options:
     threads: Threads = field(default_factory=Threads)
     batching: BatchingParameters | None = None
     """None: each request is run by itself."""
+    credentials: grpc.ServerCredentials | None = None
+    """None: no TLS."""
 
 
 async def serve(settings: Settings, models: list[ModelConfig], options: Options) -> None:
@@ -67,7 +69,7 @@ async def serve(settings: Settings, models: list[ModelConfig], options: Options)
     batcher = Batcher(options.batching) if options.batching else None
 
     with ThreadPoolExecutor(WORKERS, "model") as pool:
-        server = _grpc_server(settings, statuses, _requests_max(options.batching))
+        server = _grpc_server(settings, statuses, options)
         add_to_server(server, manager, pool, batcher)
         http = _http_server(settings, manager)
         _settle_interpreter()
@@ -99,16 +101,20 @@ def _requests_max(batching: BatchingParameters | None) -> int:
     return REQUESTS_MAX + (batching.max_enqueued_batches + batching.num_batch_threads) * batching.max_batch_size
 
 
-def _grpc_server(settings: Settings, statuses: Any, requests_max: int) -> grpc.aio.Server:
-    options = (
+def _grpc_server(settings: Settings, statuses: Any, options: Options) -> grpc.aio.Server:
+    arguments = (
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
         ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
         ("grpc.so_reuseport", 0),  # else a second server would share the port, and every other request
     )
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=requests_max)
+    server = grpc.aio.server(options=arguments, maximum_concurrent_rpcs=_requests_max(options.batching))
     health_pb2_grpc.add_HealthServicer_to_server(statuses, server)
     try:
-        server.add_insecure_port(f"{settings.host}:{settings.model_server_port}")
+        address = f"{settings.host}:{settings.model_server_port}"
+        if options.credentials is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, options.credentials)
     except RuntimeError as error:
         raise _taken(settings.host, settings.model_server_port, "LIVESHELF_MODEL_SERVER_PORT", error) from error
     return server

@@ -1,5 +1,6 @@
 """deploy/secure: the same stack shut inside as well. Every role can do its work, and is refused all that is not its work."""
 
+import asyncio
 import json
 import re
 import ssl
@@ -31,6 +32,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from liveshelf.client import Client, Tls
 from liveshelf.errors import LiveshelfError
 from liveshelf.settings import Settings
+from serving.model_client import ModelClient, ModelUnavailableError
 from streams.topics import (
     CATALOG,
     CLICKSTREAM,
@@ -251,6 +253,21 @@ def test_scoring_asks_its_callers_for_a_certificate(secure: Compose) -> None:
     assert len(answer.json()["items"]) == 3
     with pytest.raises(httpx.HTTPError):
         httpx.post(url, json=body, verify=stranger, timeout=10, trust_env=False)
+
+
+def test_the_model_server_asks_its_callers_for_a_certificate(secure: Compose) -> None:
+    """Scoring and trainer have one; a plain caller, and one who only knows the authority, get no answer."""
+
+    async def versions(**tls: str) -> list[int]:
+        async with ModelClient(Settings(model_server="localhost:18500", **tls)) as client:
+            return await client.versions()
+
+    for role in ("scoring", "trainer"):
+        identity = {name: value for name, value in said(secure, role).items() if name.startswith("model_server_tls_")}
+        assert secure.model() in asyncio.run(versions(**identity)), role
+    for stranger in ({}, {"model_server_tls_ca": identity["model_server_tls_ca"]}):
+        with pytest.raises(ModelUnavailableError):
+            asyncio.run(versions(**stranger))
 
 
 def test_our_own_callers_show_the_shops_certificate(secure: Compose) -> None:

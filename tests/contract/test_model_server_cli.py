@@ -1,5 +1,6 @@
 """`liveshelf model-server` serves any SavedModel, says what is wrong, and ends on Ctrl-C."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -16,9 +17,11 @@ from liveshelf.cli.main import load_command
 from liveshelf.errors import LiveshelfError, NotFoundError, SettingsError
 from liveshelf.local.process import OWN_SESSION, dying_with_parent
 from liveshelf.settings import Settings
+from serving.model_client import ModelClient, ModelUnavailableError
+from serving.model_server.tls import read_ssl_config
 from tests.conftest import free_port
 from tests.contract.test_model_server_ours import get
-from tests.contract.tfserving import ROOT, Code, Server, values
+from tests.contract.tfserving import ROOT, Code, Server, values, wait_until
 
 LAUNCH = """
 import sys
@@ -50,6 +53,64 @@ def started(base_path: Path) -> Iterator[Server]:
     finally:
         process.kill()
         process.wait()
+
+
+def test_over_tls_it_answers_whom_the_authority_signed_and_nobody_else(base_path: Path, tmp_path: Path) -> None:
+    """With the keys that deploy/secure/keys.sh makes, and the flags that TensorFlow Serving has."""
+    keys = tmp_path / "keys"
+    subprocess.run(["sh", str(ROOT / "deploy/secure/keys.sh"), str(keys)], check=True, timeout=60)
+    config = tmp_path / "models.config"
+    config.write_text(f'model_config_list {{ config {{ name: "any" base_path: "{base_path}" model_platform: "tensorflow" }} }}')
+    port, metrics_port = free_port(), free_port()
+    flags = [f"--model_config_file={config}", f"--ssl_config_file={keys / 'model-server' / 'ssl.config'}"]
+    environ = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "LIVESHELF_DATA_DIR": str(tmp_path / "data"),
+        "LIVESHELF_MODEL_SERVER_PORT": str(port),
+        "LIVESHELF_MODEL_SERVER_METRICS_PORT": str(metrics_port),
+    }
+    command = dying_with_parent([sys.executable, "-m", "serving.model_server", *flags])
+    process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, **OWN_SESSION)
+
+    async def versions(identity: str, *names: str) -> list[int]:
+        files = {f"model_server_tls_{name}": str(keys / identity / f"{name}.pem") for name in names}
+        async with ModelClient(Settings(model_server=f"localhost:{port}", model_name="any", **files)) as client:
+            return await client.versions()
+
+    def known() -> list[int]:
+        try:
+            return asyncio.run(versions("scoring", "ca", "cert", "key"))
+        except ModelUnavailableError:  # not up yet
+            return []
+
+    try:
+        wait_until(lambda: known() == [4], "answered with a certificate")
+        for names in ((), ("ca",)):
+            with pytest.raises(ModelUnavailableError, match="does not answer"):
+                asyncio.run(versions("scoring", *names))
+    finally:
+        process.kill()
+        _, log = process.communicate()
+    assert b"PRIVATE" not in log
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('server_key: "k"', "server_cert is not there"),
+        ('server_key: "k"\nserver_cert: "c"\nclient_verify: true', "custom_ca is not there"),
+        ('server_key: "geheim"\nserver_cer: "c"', "line 2: this is not TensorFlow Serving's SSLConfig"),
+        (None, "No such file"),
+    ],
+)
+def test_an_unusable_tls_file_is_named_and_its_key_is_not(tmp_path: Path, text: str | None, said: str) -> None:
+    file = tmp_path / "ssl.config"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SettingsError, match=said) as caught:
+        read_ssl_config(file)
+    assert str(file) in str(caught.value)
+    assert "geheim" not in str(caught.value)
 
 
 def test_serves_any_saved_model_until_ctrl_c(started: Server) -> None:

@@ -7,6 +7,7 @@ from serving.model_server.__main__ import main
 KNOWN = (
     "--model_config_file",
     "--batching_parameters_file",
+    "--ssl_config_file",
     "--tensorflow_intra_op_parallelism",
     "--tensorflow_inter_op_parallelism",
 )
