@@ -1,6 +1,7 @@
 # Needs make and Python 3.11 to 3.13, nothing else. `make demo` on a fresh machine shows the whole loop.
 
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -14,7 +15,7 @@ GOOGLEAPIS = $(shell $(BIN)/python -c 'import google.rpc, pathlib; print(pathlib
 
 help:
 	@echo "make demo     start every part, seed a shop, learn from three clicks; Ctrl-C stops all (ONCE=1: stop by itself)"
-	@echo "make test     make check, then the whole test suite; it starts its own servers (ARGS='-k name' is passed to pytest)"
+	@echo "make test     make check, then the whole test suite, by WORKERS=2 at once; it starts its own servers (ARGS='-k name' is passed to pytest)"
 	@echo "make test-compose   docker-compose.yml on an engine of its own: the loop, faults, backup, dashboards (LIVESHELF_SKIP_COMPOSE=1: not)"
 	@echo "make check    format, lint, types, import rules, and that generated code is current"
 	@echo "make chaos    kill -9 of every part under load, then every feature row compared (KILLS=200 SEED=1 EVENTS=50000)"
@@ -44,7 +45,7 @@ demo: $(STAMP)
 	@$(BIN)/liveshelf demo $(if $(ONCE),--once)
 
 test: check
-	$(BIN)/python -m pytest --ignore=tests/compose $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder --ignore=tests/compose $(ARGS)
 
 test-compose: $(STAMP)
 	@tests/compose/run.sh $(ARGS)

@@ -12,11 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import prometheus_client  # noqa: F401 - before Feast, which some tests import themselves (see `features/__init__.py`)
 import pytest
+from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from xdist.scheduler import LoadScopeScheduling
 
 from liveshelf.local.kafka import kafka_command
 from liveshelf.local.process import OWN_SESSION, dying_with_parent
@@ -30,13 +33,28 @@ STOP_DEADLINE_S = 20
 QUICK_JVM = {"JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
 
 # A property holds or it does not; how long an example takes is the machine's affair.
-hypothesis_settings.register_profile("liveshelf", deadline=None)
+hypothesis_settings.register_profile("liveshelf", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("liveshelf")
 
 
 # In an order of this run's own, so that runs side by side do not meet, each port once, since a part may take its port long after it was
-# chosen; below the range that the kernel takes outgoing connections' ports from (32768 up), so that none of those sits on one before.
-_PORTS = iter(random.sample(range(20_000, 32_000), 12_000))
+# chosen, and by one of the run's workers only; below the range that the kernel takes outgoing connections' ports from (32768 up), so that
+# none of those sits on one before.
+_WORKER, _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_SHARE = range(20_000 + _WORKER, 32_000, _WORKERS)
+_PORTS = iter(random.sample(_SHARE, len(_SHARE)))
+
+
+class PartsScheduling(LoadScopeScheduling):
+    """A file's tests share its parts, those of tests/e2e a whole stack: each goes to one worker, in its order."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "tests/e2e" if file.startswith("tests/e2e/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return PartsScheduling(config, log)
 
 
 def free_port() -> int:
@@ -45,7 +63,7 @@ def free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
             return port
-    raise RuntimeError("this run has used up the ports 20000 to 31999")
+    raise RuntimeError("this run has used up its ports between 20000 and 31999")
 
 
 def local_settings(data_dir: Path, **changes: object) -> Settings:
