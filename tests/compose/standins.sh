@@ -22,13 +22,14 @@ build() { # name, dockerfile: the old builder, which reads local tags and needs 
 
 case "$1" in
 base)
-  base=${LIVESHELF_STANDIN_CACHE:-$work}/base.tar
+  base=${LIVESHELF_CACHE_DIR:-$HOME/.cache/liveshelf}/bookworm-$(cksum < tests/compose/standins.sh | cut -d ' ' -f 1).tar  # as this file makes it
+  mkdir -p "$(dirname "$base")"
   if [ ! -f "$base" ]; then
     mmdebstrap --quiet --format=tar --variant=minbase --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
       --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
       --include=ca-certificates,tzdata,netbase,libssl3,libffi8,libsqlite3-0,zlib1g,libbz2-1.0,liblzma5,libreadline8,libncursesw6,libuuid1,libexpat1,libgdbm6,libdb5.3,libnsl2 \
-      bookworm "$base.part"
-    mv "$base.part" "$base"
+      bookworm "$base.part.tar"
+    mv "$base.part.tar" "$base"
   fi
   docker import "$base" debian:bookworm-slim > /dev/null
   echo "debian:bookworm-slim"

@@ -12,8 +12,12 @@ from tests.conftest import read_all
 def state(compose: Compose) -> dict[str, Any]:
     """What must not shrink (the freshness probe goes on sending): how much is in each topic, how many rows the store holds and that they are what the log says, the live model."""
     compose.until(lambda: not compose.unhealthy(), "every role is ready")
-    compose.until(lambda: compose.liveshelf("agents", "features", "verify")["behind"] == 0, "everything is folded")
-    verified = compose.liveshelf("agents", "features", "verify")
+
+    def folded() -> Any:
+        found = compose.liveshelf("agents", "features", "verify")
+        return None if found["behind"] else found
+
+    verified = compose.until(folded, "everything is folded")
     assert verified["different"] == 0
     compose.until(lambda: compose.model() > 0, "a model answers")
     counts = {topic.name: len(read_all(compose.settings, topic.name)) for topic in topics(compose.settings)[:1]}

@@ -27,7 +27,9 @@ from confluent_kafka.admin import (
     UserScramCredentialUpsertion,
 )
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.retry import Retry
 
 from liveshelf.client import Client, Tls
 from liveshelf.errors import LiveshelfError
@@ -234,7 +236,8 @@ def test_the_store_lets_the_agents_write_and_scoring_read(secure: Compose) -> No
         with pytest.raises(NoPermissionError):
             refused()
     agents.delete("test_7_secure")
-    for client in (Redis(port=16379), Redis(port=16379, ssl=True, ssl_cert_reqs="none")):
+    once = Retry(NoBackoff(), 0)
+    for client in (Redis(port=16379, retry=once), Redis(port=16379, retry=once, ssl=True, ssl_cert_reqs="none")):
         with pytest.raises((AuthenticationError, RedisError)):
             client.ping()
 
