@@ -65,7 +65,7 @@ def test_every_fault_is_survived(compose: Compose) -> None:
 def _broken(compose: Compose, service: str, kind: str) -> Fault:
     undo: dict[str, Callable[[str], None]] = {"pause": compose.unpause, "disconnect": compose.connect}
     with Traffic(compose.settings) as traffic:
-        time.sleep(1)
+        compose.until(lambda: traffic.accepted and traffic.shelves > 1, "shoppers are about")
         getattr(compose, kind)(service)
         if kind in undo:
             time.sleep(HOLD_S)
