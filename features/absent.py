@@ -1,7 +1,7 @@
 """Placeholders for what Feast imports at its start and calls only offline, where it is not installed.
 
 An event's way into the store and a shelf's way out of it use Feast's definitions, registry, keys and store, and none of pandas, pyarrow,
-SQLAlchemy or a web framework. The images of the roles on that way leave these packages out, which takes 155 MB from an image and 97 MB
+SQLAlchemy or a web framework. The images of the roles on that way leave these packages out, which takes 179 MB from an image and 97 MB
 from the memory of a process. Where they are installed they are used, and nothing here is.
 """
 
