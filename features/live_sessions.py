@@ -8,10 +8,9 @@ import numpy as np
 
 from features.catalog import UNKNOWN, Catalog, Rows
 from features.events import ENGAGEMENT, Event
-from features.sessions import SCORES, Floats, SessionIndex
+from features.sessions import Floats, SessionIndex
 
 IDLE_MS = 30 * 60_000  # without an event a session ends, GA4's default; where frontends name sessions, another name ends it too
-BY = SCORES.index("neighbours")
 
 
 class _Running(NamedTuple):
@@ -57,10 +56,9 @@ class LiveSessions:
     def led_to(self, items: Sequence[str], time_ms: int) -> tuple[Rows, Floats]:
         """Rows that sessions with `items` (latest first) in common went on to, without `items` themselves, and their weights."""
         known = [at for item in items[: self._index.weights.query] if (at := self._catalog.find(item)) != UNKNOWN]
-        found = self._index.query([at + 1 for at in reversed(known)], time_ms / 1000) if known else None
-        if found is None or not len(found.rows):
+        if not known:
             return np.zeros(0, np.int32), np.zeros(0)
-        rows: Rows = found.rows - 1
-        weights = found.scores[:, BY]
+        found, weights = self._index.neighbours([at + 1 for at in reversed(known)], time_ms / 1000)
+        rows: Rows = found - 1
         weights[np.isin(rows, known)] = 0.0
         return rows, weights

@@ -52,7 +52,10 @@ def plainly(sessions: list[Session], visit: Session, time: float) -> dict[int, l
 @settings(deadline=None)
 @given(SESSIONS, VISIT)
 def test_a_query_answers_as_plain_loops_do(sessions: list[Session], visit: Session) -> None:
-    found = fed(sessions).query(visit, float(len(sessions)))
+    index = fed(sessions)
+    found = index.query(visit, float(len(sessions)))
+    rows, weights = index.neighbours(visit, float(len(sessions)))
+    assert (rows.tolist(), weights.tolist()) == (found.rows.tolist(), found.scores[:, 0].tolist())
     expected = plainly(sessions, visit, float(len(sessions)))
     assert found.rows.tolist() == sorted(expected)
     np.testing.assert_allclose(found.scores, np.array([expected[row] for row in sorted(expected)]).reshape(-1, 5), rtol=1e-9)
