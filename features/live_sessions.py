@@ -56,8 +56,6 @@ class LiveSessions:
     def led_to(self, items: Sequence[str], time_ms: int) -> tuple[Rows, Floats]:
         """Rows that sessions with `items` (latest first) in common went on to, without `items` themselves, and their weights."""
         known = [at for item in items[: self._index.weights.query] if (at := self._catalog.find(item)) != UNKNOWN]
-        if not known:
-            return np.zeros(0, np.int32), np.zeros(0)
         found, weights = self._index.neighbours([at + 1 for at in reversed(known)], time_ms / 1000)
         rows: Rows = found - 1
         weights[np.isin(rows, known)] = 0.0

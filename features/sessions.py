@@ -60,9 +60,11 @@ class _Alike(NamedTuple):
 
 
 class _Clicks(NamedTuple):
-    """All clicks of such sessions: of which session, at which place, which item; the distinct items, ascending, and which of them each is;
-    and a click's weight by its distance from what its session has in common with the visit."""
+    """All clicks of such sessions: the sessions' rows; of which session a click is, at which place, of which item; the distinct items,
+    ascending, and which of them each is; and a click's weight by its distance from what its session has in common with the visit."""
 
+    rows: Rows
+    """[sessions, LENGTH]"""
     of: npt.NDArray[np.int64]
     at: npt.NDArray[np.int64]
     items: Rows
@@ -158,10 +160,10 @@ class SessionIndex:
         alike = self._alike(visit, time)
         if alike is None:
             return NONE
-        near, match, recency, _ = alike
-        of, at, items, found, where, by_distance = self._clicks(alike)
+        _, match, recency, _ = alike
+        rows, of, at, items, found, where, by_distance = self._clicks(alike)
         w, latest = self.weights, visit[-1]
-        hit = self._items[near] == latest
+        hit = rows == latest
         has = hit.any(axis=1)
         gap = at - (LENGTH - 1 - np.argmax(hit[:, ::-1], axis=1))[of]
         pair = np.where(gap > 0, 1.0, w.back) / np.maximum(np.abs(gap), 1) * ((gap != 0) & has[of]) * recency[of]
@@ -215,20 +217,20 @@ class SessionIndex:
         return near, match
 
     def _clicks(self, alike: _Alike) -> _Clicks:
-        rows = self._items[alike.near].ravel()
+        rows = self._items[alike.near]
         flat = np.flatnonzero(rows)
         of, at = np.divmod(flat, LENGTH)
-        items = rows[flat]
+        items = rows.ravel()[flat]
         found, where = self._numbered(items)
         wanted = np.zeros(len(found))
         for item, place in alike.places.items():
             spot = int(np.searchsorted(found, item))
             if spot < len(found) and found[spot] == item:
                 wanted[spot] = math.exp(-place / self.weights.position)
-        shared = np.zeros(len(rows))
-        shared[flat] = wanted[where]
-        pivot = LENGTH - 1 - np.argmax(shared.reshape(-1, LENGTH)[:, ::-1], axis=1)
-        return _Clicks(of, at, items, found, where, self._by_distance[at - pivot[of] + LENGTH - 1])
+        shared = np.zeros(rows.shape)
+        shared.ravel()[flat] = wanted[where]
+        pivot = LENGTH - 1 - np.argmax(shared[:, ::-1], axis=1)
+        return _Clicks(rows, of, at, items, found, where, self._by_distance[at - pivot[of] + LENGTH - 1])
 
     def _numbered(self, items: Rows) -> tuple[Rows, npt.NDArray[np.int64]]:
         """Distinct items, ascending, and each one's place among them; without sorting them all."""

@@ -41,14 +41,13 @@ class Neighbours:
     def scores(self, event: Event, items: Sequence[str]) -> tuple[Floats, list[str]]:
         """[len(items)] scores for the session that `event` goes on with, and the first AT of all items."""
         visit = self._visits.get(event.session or event.shopper, [])
-        found = self._index.query(visit, event.time_ms / 1000) if visit else None
-        if found is None or not len(found.rows):
+        found, of = self._index.neighbours(visit, event.time_ms / 1000)
+        if not len(found):
             return np.zeros(len(items)), []
-        of = found.scores[:, 0]
         rows = np.array([self._rows.get(item, 0) for item in items])
-        spot = np.minimum(np.searchsorted(found.rows, rows), len(found.rows) - 1)
-        return np.where(found.rows[spot] == rows, of[spot], 0.0), [
-            self._items[row] for row in found.rows[np.argsort(-of, kind="stable")[:AT]]
+        spot = np.minimum(np.searchsorted(found, rows), len(found) - 1)
+        return np.where(found[spot] == rows, of[spot], 0.0), [
+            self._items[row] for row in found[np.argsort(-of, kind="stable")[:AT]]
         ]
 
 
