@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from features.absent import PACKAGES
 from liveshelf.settings import PREFIX, Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +127,11 @@ def test_the_dockerfile_is_as_a_linter_wants_it() -> None:
     assert ":latest" not in DOCKERFILE
     assert "curl" not in DOCKERFILE
     assert DOCKERFILE.count("pip install") == DOCKERFILE.count("--mount=type=cache,target=/var/cache/pip pip install")
+
+
+def test_images_leave_out_what_placeholders_stand_in_for() -> None:
+    (taken_off,) = re.findall(r"(?s)site-packages && rm -rf (.*?)\n(?!  )", DOCKERFILE)
+    assert {word for word in taken_off.replace("\\\n", "").split() if not word.endswith(("-*", ".libs"))} == PACKAGES
 
 
 def test_the_engine_of_the_compose_tests_ends_only_what_it_started(tmp_path: Path) -> None:

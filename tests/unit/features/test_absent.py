@@ -7,9 +7,9 @@ import textwrap
 
 WITHOUT = """
 from importlib.machinery import PathFinder
+from features.absent import PACKAGES
 found = PathFinder.find_spec
-OFFLINE = {"dask", "fastapi", "fsspec", "gunicorn", "pandas", "pyarrow", "sqlalchemy"}
-PathFinder.find_spec = staticmethod(lambda name, path=None, target=None: None if name.split(".")[0] in OFFLINE else found(name, path, target))
+PathFinder.find_spec = staticmethod(lambda name, path=None, target=None: None if name.split(".")[0] in PACKAGES else found(name, path, target))
 """
 
 
