@@ -178,7 +178,7 @@ def test_a_call_that_was_given_up_stops_the_work(tmp_path: Path, batch: bool) ->
     """Cancelled by its caller, or at its deadline: the pipeline is cancelled where it stands, and the slots are free again."""
 
     async def for_ever(_: query.Query, __: float) -> None:
-        await asyncio.sleep(3_600)
+        await asyncio.Event().wait()
 
     async def ask(client: AsyncClient, api: Api) -> None:
         def call(deadline_ms: int) -> Any:

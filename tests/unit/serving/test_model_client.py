@@ -59,12 +59,12 @@ def test_status_becomes_a_reason(code: grpc.StatusCode, error: type[Exception], 
 
 
 def test_slow_server_is_a_timeout() -> None:
-    async def sleep(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        await asyncio.sleep(30)
+    async def never(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        await asyncio.Event().wait()
         return b""
 
     with pytest.raises(ModelUnavailableError) as caught:
-        asyncio.run(predict_from(sleep, timeout_s=0.05))
+        asyncio.run(predict_from(never, timeout_s=0.05))
     assert caught.value.reason == "model_server_timeout"
 
 
