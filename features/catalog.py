@@ -6,6 +6,7 @@ n items. A row never moves, so row numbers stand for ids everywhere behind the e
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Catalog:
         self.values: dict[str, list[str]] = {field: [] for field in FIELDS}
         self._row_of: dict[str, int] = {}
         self._first = np.zeros(ROWS_AT_FIRST, dtype=np.int32)  # scratch of `distinct`
+        self._mark = np.zeros(ROWS_AT_FIRST, dtype=bool)  # likewise of `among`: all False between calls
         self._in_category: defaultdict[int, array[int]] = defaultdict(lambda: array("i"))
         """By code: rows that are or were of the category."""
         self._names: list[str] = []
@@ -70,8 +72,7 @@ class Catalog:
 
     def rows(self, items: Sequence[str]) -> Rows:
         """[len(items)] rows, UNKNOWN where an id was never seen."""
-        find = self._row_of.get
-        return np.array([find(item, UNKNOWN) for item in items], dtype=np.int32)
+        return np.array(list(map(self._row_of.get, items, repeat(UNKNOWN))), dtype=np.int32)
 
     def rows_made(self, items: Iterable[str]) -> list[int]:
         """Rows of `items`, made where there is none."""
@@ -82,7 +83,15 @@ class Catalog:
         """Places in known `rows` where each row stands first, ascending."""
         places = np.arange(len(rows), dtype=np.int32)
         self._first[rows[::-1]] = places[::-1]  # of a row that stands there twice, what is written last stays
-        found: npt.NDArray[np.intp] = np.flatnonzero(self._first[rows] == places)
+        found: npt.NDArray[np.intp] = np.flatnonzero(self._first.take(rows) == places)
+        return found
+
+    def among(self, rows: Rows, others: Rows) -> npt.NDArray[np.bool_]:
+        """[len(rows)] which of known `rows` stand in `others`, UNKNOWN ones among these."""
+        others = others[others >= 0]
+        self._mark[others] = True
+        found: npt.NDArray[np.bool_] = self._mark.take(rows)
+        self._mark[others] = False
         return found
 
     def items(self, rows: Rows) -> list[str]:
@@ -138,10 +147,10 @@ class Catalog:
         """What the encoder reads of `rows`, UNKNOWN ones among them."""
         unknown = np.flatnonzero(rows < 0)
         columns = CatalogColumns(
-            time_ms=self.time_ms[rows],
-            price=self.price[rows],
-            named=self._named[rows],
-            code={field: code[rows] for field, code in self.code.items()},
+            time_ms=self.time_ms.take(rows),
+            price=self.price.take(rows),
+            named=self._named.take(rows),
+            code={field: code.take(rows) for field, code in self.code.items()},
             codes=self.codes,
         )
         if len(unknown):
@@ -189,7 +198,7 @@ class Catalog:
     def _grow(self, capacity: int) -> None:
         self.available, self.wire = grown(self.available, capacity, True), grown(self.wire, capacity, b"")
         self.price, self._named = grown(self.price, capacity), grown(self._named, capacity)
-        self._first = grown(self._first, capacity)
+        self._first, self._mark = grown(self._first, capacity), grown(self._mark, capacity)
         self.time_ms, self.since_ms = grown(self.time_ms, capacity, UNKNOWN), grown(self.since_ms, capacity, UNKNOWN)
         self.code = {field: grown(code, capacity, UNKNOWN) for field, code in self.code.items()}
 

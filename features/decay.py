@@ -46,6 +46,16 @@ class HalfLives:
         """What values must be multiplied by when the row's latest event moves; powers of two."""
         return [2.0 ** (SPAN * (from_ms // (SPAN * h) - to_ms // (SPAN * h))) for h in self.ms]
 
+    def scale_of(self, row_ms: int, time_ms: int) -> Floats:
+        """[H] as `scale`, of one row."""
+        now = max(time_ms, row_ms)
+        factor: Floats = np.exp2(np.array([(base_ms(row_ms, h) - now) / h for h in self.ms]))
+        return factor
+
+    def share_bases(self, earliest_ms: int, latest_ms: int) -> bool:
+        """Whether all rows whose latest events lie between these count from the same."""
+        return all(base_ms(earliest_ms, h) == base_ms(latest_ms, h) for h in self.ms)
+
     def scale(self, row_ms: npt.NDArray[np.int64], time_ms: int) -> Floats:
         """[…, H] what a stored value is to be multiplied by to be valued at `time_ms`, for rows whose latest events are at `row_ms` […].
 

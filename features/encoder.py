@@ -3,7 +3,7 @@
 C candidates, R = the sequence's n, S = len(features.shopper_columns), F = len(features.candidate_columns).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ class Encoder:
         self.features = features
         self._half_life_of = np.array([s.half_life for slots in features.shopper_slots.values() for s in slots], dtype=np.int64)
         self._positions = {f.name for f in features.declared.features if isinstance(f, d.Position)}
+        self._idle_ms = [d.milliseconds(session.idle) for session in features.sessions]
+        self._values = [values for f in features.declared.features if (values := self._values_of(f)) is not None]
 
     def shopper(self, row: ShopperRow, time_ms: int) -> Inputs:
         """The shopper's side, without a batch axis.
@@ -48,11 +50,10 @@ class Encoder:
 
     def candidates(self, row: ShopperRow, columns: CandidateColumns, time_ms: int) -> Inputs:
         """The candidates' side: `candidates` bytes [C] and `candidate_features` float32 [C, F], see `FeatureSet.candidate_columns`."""
-        c = len(columns.ids)
-        out = np.zeros((len(self.features.candidate_columns), c), dtype=np.float32)
+        out = np.zeros((len(self.features.candidate_columns), len(columns.ids)), dtype=np.float32)
         at = 0
-        for feature in self.features.declared.features:
-            for value in self._candidate_values(feature, row, columns) if c else ():
+        for values in self._values:
+            for value in values(row, columns):
                 out[at] = value
                 at += 1
         return {"candidates": columns.ids, "candidate_features": np.ascontiguousarray(out.T)}
@@ -95,7 +96,8 @@ class Encoder:
         rows: Sequence[int],
     ) -> FeaturesAsServed:
         """What `decode` reads back: `inputs` of the candidates at `rows`, in that order."""
-        items = [item.decode() for item in columns.ids[list(rows)]]
+        at = np.array(rows, dtype=np.intp)
+        items = [item.decode() for item in columns.ids.take(at).tolist()]
         n = len(row.recent_items)
         return FeaturesAsServed(
             version=self.features.version,
@@ -107,9 +109,9 @@ class Encoder:
             recent_age=inputs["recent_age"][:n].astype("<f4").tobytes(),
             shopper_features=inputs["shopper_features"].astype("<f4").tobytes(),
             candidates=items,
-            candidate_features=inputs["candidate_features"][list(rows)].astype("<f4").tobytes(),
+            candidate_features=inputs["candidate_features"].take(at, 0).astype("<f4").tobytes(),
             item_offsets=columns.offsets(rows),
-            catalog_ms=columns.catalog.time_ms[list(rows)].tolist(),
+            catalog_ms=columns.catalog.time_ms.take(at).tolist(),
         )
 
     def _sequence(self, items: list[str], events: npt.NDArray[np.int32], age: Floats) -> Inputs:
@@ -125,72 +127,83 @@ class Encoder:
 
     def _shopper_features(self, row: ShopperRow, time_ms: int) -> Floats:
         features = self.features
-        values: list[Any] = []
-        if features.shopper_numbers:
-            scale = features.shopper_half_lives.scale(np.asarray(row.time_ms, dtype=np.int64), time_ms)
-            values.append(np.log1p(np.asarray(row.numbers) * scale[self._half_life_of]))
-        marks = np.asarray(row.marks, dtype=np.float64)
+        values: list[float] = []
         for recency in features.recencies:
             at = features.mark_at[recency.name]
-            latest = marks[at : at + len(recency.events)]
-            hours = np.where(latest > 0, np.maximum(time_ms - latest, 0.0) / HOUR_MS, NEVER_HOURS)
-            values.append(np.log1p(np.minimum(hours, NEVER_HOURS)))
-        for session in features.sessions:
+            for latest in row.marks[at : at + len(recency.events)]:
+                values.append(min(max(time_ms - latest, 0) / HOUR_MS, NEVER_HOURS) if latest > 0 else NEVER_HOURS)
+        for session, idle_ms in zip(features.sessions, self._idle_ms, strict=True):
             at = features.mark_at[session.name]
             start, last, depth, items = row.marks[at : at + 4]
-            going_on = bool(last) and time_ms - last <= d.milliseconds(session.idle)
-            dwell_s = max(last - start, 0) / 1000
-            values.append(np.log1p(np.array([depth, items, dwell_s]) * going_on))
-        return np.concatenate(values).astype(np.float32) if values else np.zeros(0, dtype=np.float32)
+            going_on = bool(last) and time_ms - last <= idle_ms
+            values += (depth, items, max(last - start, 0) / 1000) if going_on else (0.0, 0.0, 0.0)
+        counts = np.asarray(row.numbers, dtype=np.float64)
+        if features.shopper_numbers:
+            counts = counts * features.shopper_half_lives.scale_of(row.time_ms, time_ms).take(self._half_life_of)
+        found: Floats = np.log1p(np.concatenate([counts, values])).astype(np.float32)
+        return found
 
-    def _candidate_values(self, feature: d.AnyDeclaration, row: ShopperRow, columns: CandidateColumns) -> Sequence[Any]:
-        """The columns of one feature, each [C] or a number."""
+    def _values_of(self, feature: d.AnyDeclaration) -> Callable[[ShopperRow, CandidateColumns], Sequence[Any]] | None:
+        """How the columns of one feature are made, each [C] or a number; None for a feature without."""
+        slots = self.features.item_slots.get(feature.name, [])
+        numbers = slice(slots[0].at, slots[0].at + len(slots)) if slots else slice(0)
         match feature:
             case d.DecayedCount(entity="item"):
-                return np.log1p(self._numbers(feature, columns)).T  # type: ignore[return-value]
-            case d.Rate():
-                of, to = self._numbers(feature, columns).T
-                return [(of + feature.prior_of) / (to + feature.prior_to)]
+                return lambda _, columns: np.log1p(columns.numbers[numbers])  # type: ignore[return-value]
+            case d.Rate(prior_of=prior_of, prior_to=prior_to):
+
+                def rate(_: ShopperRow, columns: CandidateColumns) -> Sequence[Any]:
+                    of, to = columns.numbers[numbers]
+                    return [(of + prior_of) / (to + prior_to)]
+
+                return rate
             case d.Trend():
-                short, long = np.split(self._numbers(feature, columns), 2, axis=1)
                 per_short, per_long = d.milliseconds(feature.short), d.milliseconds(feature.long)
+                middle = slots[0].at + len(feature.events)
                 # An unchanging rate r counts r * half-life / ln 2: divided by the half-lives both are equal, and the logarithm 0. One event
                 # in the long half-life is taken as known, so that a first click is no explosion.
                 prior = 1.0 / per_long
-                return [np.log((short.sum(axis=1) / per_short + prior) / (long.sum(axis=1) / per_long + prior))]
+
+                def trend(_: ShopperRow, columns: CandidateColumns) -> Sequence[Any]:
+                    short = columns.numbers[numbers.start : middle].sum(axis=0) / per_short
+                    long = columns.numbers[middle : numbers.stop].sum(axis=0) / per_long
+                    return [np.log((short + prior) / (long + prior))]
+
+                return trend
             case d.Covisit():
-                return [np.log1p(columns.covisit)]
+                return lambda _, columns: [np.log1p(columns.covisit)]
             case d.Field(field="price"):
-                return [np.log1p(columns.catalog.price)]
+                return lambda _, columns: [np.log1p(columns.catalog.price)]
             case d.Field(field="item_name"):
-                return [columns.catalog.named]
-            case d.Field():
-                codes = columns.catalog.codes[feature.field]
-                return [(columns.catalog.code[feature.field] >= 0) & (columns.catalog.code[feature.field] != codes.get("", -1))]
+                return lambda _, columns: [columns.catalog.named]
+            case d.Field(field=field):
+                return lambda _, columns: [
+                    (columns.catalog.code[field] >= 0) & (columns.catalog.code[field] != columns.catalog.codes[field].get("", -1))
+                ]
             case d.Match():
-                return [self._shares(row, feature.affinity, columns)]
+                at = next(i for i, affinity in enumerate(self.features.affinities) if affinity.name == feature.affinity)
+                leaned_to = self.features.affinities[at].field
+                return lambda row, columns: [
+                    shares(row.affinities[at], columns.catalog.codes[leaned_to], columns.catalog.code[leaned_to])
+                ]
             case d.Position():
-                return [0.0]  # as for a first place; `shown` puts in what is known afterwards
-            case d.LastN():
-                return [columns.recent >= 0, np.where(columns.recent >= 0, 1.0 / (1 + np.maximum(columns.recent, 0)), 0.0)]
-        return ()
+                return lambda *_: [0.0]  # as for a first place; `shown` puts in what is known afterwards
+            case d.LastN(n=n):
+                # By place in the sequence; the last is that of a candidate that does not stand there, whose place is -1.
+                ranks = np.array([*(1.0 / (1 + place) for place in range(n)), 0.0])
+                return lambda _, columns: [columns.recent >= 0, ranks.take(columns.recent)]
+        return None
 
-    def _numbers(self, feature: d.AnyDeclaration, columns: CandidateColumns) -> npt.NDArray[np.float64]:
-        slots = self.features.item_slots[feature.name]
-        return columns.numbers[:, slots[0].at : slots[0].at + len(slots)]
 
-    def _shares(self, row: ShopperRow, name: str, columns: CandidateColumns) -> Floats64:
-        """[C] share of an affinity that each candidate's value holds."""
-        at = next(i for i, affinity in enumerate(self.features.affinities) if affinity.name == name)
-        affinity, field = row.affinities[at], self.features.affinities[at].field
-        codes = columns.catalog.codes[field]
-        share = np.zeros(len(codes) + 1)  # the last place is that of candidates without record, whose code is -1
-        total = sum(affinity.values())
-        for value, weight in affinity.items() if total else ():
-            if value in codes:
-                share[codes[value]] = weight / total
-        result: Floats64 = share[columns.catalog.code[field]]
-        return result
+def shares(weights: dict[str, float], codes: dict[str, int], code: npt.NDArray[np.int32]) -> Floats64:
+    """[len(code)] share of `weights` (by value) that each code's value holds; of none where the code is -1, without record."""
+    share = np.zeros(len(codes) + 1)  # the last place is that of -1
+    total = sum(weights.values())
+    for value, weight in weights.items() if total else ():
+        if (at := codes.get(value)) is not None:
+            share[at] = weight / total
+    result: Floats64 = share.take(code)
+    return result
 
 
 def look_at(row: ShopperRow, items: Sequence[str], time_ms: int, n: int) -> None:

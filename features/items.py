@@ -59,7 +59,7 @@ class ItemTable:
         ]  # the first half-life's
         self._demand = np.array([slot.at for slot in counted])
         self._intent = np.array([ENGAGEMENT[slot.event] for slot in counted])
-        self._purchase = [slot.at for slot in features.item_slots[demand.name] if slot.event == "purchase"][:1]
+        self._purchase = next((slot.at for slot in features.item_slots[demand.name] if slot.event == "purchase"), None)
         self._demand_half_life = counted[0].half_life if counted else 0
         covisit = features.half_life_at(self._half_lives, features.covisit.half_life)
         self._covisit_half_life_ms = self._half_lives.ms[covisit]
@@ -114,11 +114,11 @@ class ItemTable:
         self._grow()
         known = rows >= 0
         if known.all():
-            return self._columns(rows, self.records.wire[rows], shopper, time_ms)
+            return self._columns(rows, self.records.wire.take(rows), shopper, time_ms)
         ids = np.array([*map(str.encode, items), b""], object)[:-1]
         columns = self._columns(np.where(known, rows, 0), ids, shopper, time_ms, np.where(known, self._parts[rows], b""))
         unknown = np.flatnonzero(~known).tolist()
-        columns.numbers[unknown] = columns.covisit[unknown] = 0.0
+        columns.numbers[:, unknown] = columns.covisit[unknown] = 0.0
         for at in unknown:
             columns.recent[at] = shopper.recent_items.index(items[at]) if items[at] in shopper.recent_items else UNKNOWN
         return columns._replace(catalog=self.records.columns(rows))
@@ -133,12 +133,12 @@ class ItemTable:
     ) -> CandidateColumns:
         near, weights = self._led_to(shopper.recent_items[:COVISIT_RECENT], time_ms)
         np.add.at(self._weight, near, weights)
-        covisit = self._weight[rows]
+        covisit = self._weight.take(rows)
         self._weight[near] = 0.0
         recent = self.records.rows(shopper.recent_items)
         seen = np.flatnonzero(recent >= 0)[::-1]  # of an item that stands there twice, the first place stays
         self._place[recent[seen]] = seen
-        places = self._place[rows]
+        places = self._place.take(rows)
         self._place[recent[seen]] = UNKNOWN
         leading = {
             i: self._parts[at] for i, at in zip(shopper.recent_items, recent[:COVISIT_RECENT].tolist(), strict=False) if at >= 0
@@ -149,7 +149,7 @@ class ItemTable:
             numbers=self._numbers_at(rows, time_ms),
             covisit=covisit,
             catalog=self.records.columns(rows),
-            offsets=partial(self._offsets_of, ids, self._parts[rows] if parts is None else parts, leading, self._partitions),
+            offsets=partial(self._offsets_of, ids, self._parts.take(rows) if parts is None else parts, leading, self._partitions),
         )
 
     def _offsets_of(
@@ -160,8 +160,9 @@ class ItemTable:
         partitions: int,
         places: Sequence[int],
     ) -> dict[str, list[int]]:
-        names = [*leading, *(item.decode() for item in ids[list(places)])]
-        held = [*leading.values(), *parts[list(places)]]
+        at = np.array(places, dtype=np.intp)
+        names = [*leading, *(item.decode() for item in ids.take(at).tolist())]
+        held = [*leading.values(), *parts.take(at).tolist()]
         return dict(zip(names, self._layout.offsets(held, partitions), strict=True))
 
     def neighbours(self, item: str, time_ms: int) -> list[tuple[str, float]]:
@@ -177,27 +178,29 @@ class ItemTable:
         if not len(near):
             return near, weights
         np.add.at(self._weight, near, weights)
-        rows = np.unique(near)
-        summed = self._weight[rows]
+        rows = np.sort(near)
+        rows = rows[np.flatnonzero(np.diff(rows, prepend=UNKNOWN))]
+        summed = self._weight.take(rows)
         self._weight[rows] = 0.0
         return rows, summed
 
     def _led_to(self, recent: Sequence[str], time_ms: int) -> tuple[Rows, Floats]:
         """As `led_to`, in no order and some rows several times: their weights are to be added."""
-        rows: list[Rows] = []
-        weights: list[Floats] = []
+        near: list[bytes] = []
+        scales: list[float] = []
+        counts: list[int] = []
         half_life_ms = self._covisit_half_life_ms
         for rank, item in enumerate(recent):
             at = self.records.find(item)
             if 0 <= at < len(self._near) and (held := self._near[at]):
                 latest = int(self._latest_ms[at])
-                pairs = np.frombuffer(held, NEIGHBOUR)
-                scale = exp2((base_ms(latest, half_life_ms) - max(time_ms, latest)) / half_life_ms)
-                rows.append(pairs["row"])
-                weights.append(pairs["weight"].astype(np.float64) * (scale / (1 + rank)))
-        if not rows:
+                near.append(held)
+                scales.append(exp2((base_ms(latest, half_life_ms) - max(time_ms, latest)) / half_life_ms) / (1 + rank))
+                counts.append(len(held) // NEIGHBOUR.itemsize)
+        if not near:
             return np.zeros(0, dtype=np.int32), np.zeros(0)
-        return np.concatenate(rows), np.concatenate(weights)
+        pairs = np.frombuffer(b"".join(near), NEIGHBOUR)
+        return pairs["row"], pairs["weight"] * np.repeat(scales, counts)
 
     def popular(self, time_ms: int, n: int) -> list[tuple[str, float]]:
         """The `n` available items with the most engagement, and its decayed amount at `time_ms`, heaviest first.
@@ -236,7 +239,9 @@ class ItemTable:
     def purchases(self, rows: Rows, time_ms: int) -> Floats:
         """[len(rows)] decayed number of purchases of known `rows` at `time_ms`; zeros where the features do not count them."""
         self._grow()
-        result: Floats = self._numbers_at(rows, time_ms)[:, self._purchase].sum(axis=1)
+        if self._purchase is None:
+            return np.zeros(len(rows))
+        result: Floats = self._total[rows, self._purchase] * self._scale(self._latest_ms.take(rows), time_ms)[self._purchase]
         return result
 
     def _known(self) -> npt.NDArray[np.bool_]:
@@ -258,21 +263,20 @@ class ItemTable:
         self._parts, self._near = grown(self._parts, capacity, b""), grown(self._near, capacity, b"")
         self._place = grown(self._place, capacity, UNKNOWN)
 
-    def _numbers_at(self, at: npt.NDArray[np.int32], time_ms: int) -> Floats:
-        """[len(at), K] decayed counts summed over partitions, valued at `time_ms`."""
-        result: Floats = self._total[at] * self._scale(self._latest_ms[at], time_ms)
+    def _numbers_at(self, at: Rows, time_ms: int) -> Floats:
+        """[K, len(at)] decayed counts summed over partitions, valued at `time_ms`."""
+        result: Floats = np.multiply(self._total.take(at, 0).T, self._scale(self._latest_ms.take(at), time_ms), order="C")
         return result
 
     def _scale(self, times: npt.NDArray[np.int64], time_ms: int) -> Floats:
-        """What stored numbers are to be multiplied by: [K] where the rows share their bases, as almost all do, else [len(times), K]."""
+        """What stored numbers are to be multiplied by: [K, 1] where the rows share their bases, as almost all do, else [K, len(times)]."""
         if len(times) and (latest := int(times.max())) <= time_ms:
-            earliest = int(times.min(where=times > 0, initial=latest))  # a row without events holds zeros, whatever its base
-            ends = self._half_lives.scale(np.array([earliest, latest]), time_ms)
-            if (ends[0] == ends[1]).all():
-                shared: Floats = ends[0][self._half_life_of]
-                return shared
-        factors: Floats = self._half_lives.scale(times, time_ms)[:, self._half_life_of]
-        return factors
+            # A row without events holds zeros, whatever its base.
+            earliest = int(times.min()) or int(times.min(where=times > 0, initial=latest))
+            if self._half_lives.share_bases(earliest, latest):
+                return self._half_lives.scale_of(latest, time_ms).take(self._half_life_of)[:, None]
+        of_row: Floats = self._half_lives.scale(times, time_ms).T[self._half_life_of]
+        return of_row
 
     def _revalue(self) -> None:
         """Value the engagement of items touched since the last call at the epoch; move that along before 2^x runs out of range."""

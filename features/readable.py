@@ -69,7 +69,7 @@ def item_features(
     table = ItemTable(features)
     for row in rows:
         table.apply(row)
-    numbers = table.columns([item], features.shopper(""), now_ms).numbers[0]
+    numbers = table.columns([item], features.shopper(""), now_ms).numbers[:, 0]
     out: dict[str, Any] = {}
     for feature in features.declared.features:
         value: Any

@@ -88,14 +88,14 @@ class CatalogColumns(NamedTuple):
 
 
 class CandidateColumns(NamedTuple):
-    """What is known of C candidates when they are scored: columns of equal length C. K = item numbers."""
+    """What is known of C candidates when they are scored: columns of length C. K = item numbers."""
 
     ids: npt.NDArray[np.object_]
     """[C] item ids as bytes."""
     recent: npt.NDArray[np.int32]
     """[C] where the candidate stands first among the shopper's recent items, -1 where it does not."""
     numbers: npt.NDArray[np.float64]
-    """[C, K] decayed counts, valued at scoring time."""
+    """[K, C] decayed counts, valued at scoring time."""
     covisit: npt.NDArray[np.float64]
     """[C] weight with which the shopper's latest items lead to this one."""
     catalog: CatalogColumns

@@ -95,6 +95,7 @@ class SessionIndex:
         distances = np.arange(1 - LENGTH, LENGTH)
         self._by_distance = np.exp(-np.abs(distances) / self.weights.distance) * np.where(distances > 0, 1.0, self.weights.back)
         self._weight = np.zeros(capacity)  # scratch, zero between queries
+        self._first = np.zeros(capacity, np.int64)  # scratch
         self._place = np.zeros(1024, np.int64)  # scratch, by item
 
     def __len__(self) -> int:
@@ -199,20 +200,24 @@ class SessionIndex:
 
     def _near(self, places: dict[int, int]) -> tuple[npt.NDArray[np.int64], Floats]:
         """Places of the sessions that share an item, and the weight of what they share."""
-        parts = []
+        parts: list[bytes] = []
+        shared: list[float] = []
+        held: list[int] = []
         for item, place in places.items():
-            holding = self._sessions.get(item)
-            if not holding:
-                continue
-            # A copy: an array that is being looked at cannot grow.
-            at = np.array(holding[-self.weights.sessions_max :], dtype=np.int64) % self.capacity
-            parts.append(at[self._weight[at] == 0.0])
-            # An item that every session holds still tells them from none.
-            self._weight[at] += math.exp(-place / self.weights.position) * math.log(1.0 + (len(self) + 1) / (len(holding) + 1))
+            if holding := self._sessions.get(item):
+                latest = holding[-self.weights.sessions_max :]
+                parts.append(latest.tobytes())
+                held.append(len(latest))
+                # An item that every session holds still tells them from none.
+                shared.append(math.exp(-place / self.weights.position) * math.log(1.0 + (len(self) + 1) / (len(holding) + 1)))
         if not parts:
             return np.zeros(0, np.int64), np.zeros(0)
-        near = np.concatenate(parts)
-        match = self._weight[near]
+        at = np.frombuffer(b"".join(parts), np.int64) % self.capacity
+        np.add.at(self._weight, at, np.repeat(shared, held))
+        order = np.arange(len(at))
+        self._first[at[::-1]] = order[::-1]  # of a session that stands there twice, what is written last stays
+        near = at[self._first.take(at) == order]
+        match = self._weight.take(near)
         self._weight[near] = 0.0
         return near, match
 

@@ -5,6 +5,7 @@ Items are row numbers of the side's catalog (see `features.catalog`), best first
 
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from features.catalog import Rows
 from features.decay import Floats
-from features.encoder import Inputs
+from features.encoder import Inputs, shares
 from features.events import EVENT_INDEX
 from features.items import ItemTable
 from features.live_sessions import LiveSessions
@@ -106,12 +107,17 @@ class Visit:
     lists: Lists
     model: LiveModel | None
 
+    @cached_property
+    def recent(self) -> Rows:
+        """[recent_items] their rows, UNKNOWN ones among them."""
+        return self.items.records.rows(self.shopper.recent_items)
+
     def categories(self, n: int) -> list[int]:
         """Codes of at most `n` categories that the shopper looks at now, then those that the shopper leans to."""
         records = self.items.records
         code = records.code["item_category"]
-        rows = [at for item in self.shopper.recent_items[:n] if (at := records.find(item)) >= 0]
-        found = dict.fromkeys(int(code[at]) for at in rows if code[at] >= 0 and records.values["item_category"][code[at]])
+        names = records.values["item_category"]
+        found = dict.fromkeys(c for at in self.recent[:n].tolist() if at >= 0 and (c := int(code[at])) >= 0 and names[c])
         for of_feature, affinity in zip(self.shopper.affinities, self.items.features.affinities, strict=False):
             if affinity.field == "item_category":
                 codes = records.codes["item_category"]
@@ -207,8 +213,8 @@ class Recent(_InMemory):
     name = "recent"
 
     def candidates(self, visit: Visit) -> Rows:
-        rows = visit.items.records.rows(list(dict.fromkeys(visit.shopper.recent_items)))
-        return rows[rows >= 0]
+        known = visit.recent[visit.recent >= 0]
+        return known[visit.items.records.distinct(known)]
 
 
 class TrendingInCategory(_InMemory):
@@ -236,8 +242,7 @@ class New(_InMemory):
         since = records.since_ms[rows]
         score = 0.1 * (1.0 - (visit.time_ms - since) / NEW_FOR_MS)  # below any match: newness alone decides among equals
         score += self._matches(visit, rows)
-        seen = records.rows(visit.shopper.recent_items)
-        if len(seen := seen[seen >= 0]):
+        if len(seen := visit.recent[visit.recent >= 0]):
             score += self._content(visit, rows, seen)
         return heaviest(rows, score, self.quota)
 
@@ -274,23 +279,12 @@ class Trending(_InMemory):
 def heaviest(rows: Rows, weights: npt.NDArray[np.floating], n: int) -> Rows:
     """The `n` rows with the largest weights, heaviest first, the first of equals first; rows without weight are left out."""
     if len(rows) > n:
-        top = np.argpartition(-weights, n)[:n]
+        top = (-weights).argpartition(n)[:n]
         top.sort()
-        rows, weights = rows[top], weights[top]
-    order = np.argsort(-weights, kind="stable")
-    found: Rows = rows[order[weights[order] > 0]]
+        rows, weights = rows.take(top), weights.take(top)
+    order = (-weights).argsort(kind="stable")
+    found: Rows = rows.take(order[: np.count_nonzero(weights > 0)])
     return found
-
-
-def shares(weights: dict[str, float], codes: dict[str, int], code: npt.NDArray[np.int32]) -> Floats:
-    """[len(code)] share of `weights` (by value) that each code's value holds."""
-    share = np.zeros(len(codes) + 1)  # the last place is that of rows without record, whose code is -1
-    total = sum(weights.values())
-    for value, weight in weights.items() if total else ():
-        if value in codes:
-            share[codes[value]] = weight / total
-    result: Floats = share[code]
-    return result
 
 
 def default_sources(model_timeout_s: float = 0.1, sessions: LiveSessions | None = None) -> Sequence[CandidateSource]:

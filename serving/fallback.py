@@ -72,8 +72,8 @@ class LastGood:
         self._shoppers: OrderedDict[str, _Good] = OrderedDict()
 
     def keep(self, shopper: str, time_ms: int, rows: Rows, scores: Scores) -> None:
-        """`rows` and `scores` best first."""
-        self._shoppers[shopper] = _Good(time_ms, rows[:LAST_GOOD_ITEMS].copy(), scores[:LAST_GOOD_ITEMS].copy())
+        """At most LAST_GOOD_ITEMS `rows` and `scores`, best first; they are held, not copied."""
+        self._shoppers[shopper] = _Good(time_ms, rows, scores)
         self._shoppers.move_to_end(shopper)
         if len(self._shoppers) > LAST_GOOD_SHOPPERS:
             self._shoppers.popitem(last=False)

@@ -30,7 +30,7 @@ from serving.breakers import Breaker, PartUnavailableError
 from serving.candidates import NOTHING, CandidateSource, Visit
 from serving.diversify import Kinds, diversify
 from serving.explore import explore
-from serving.fallback import LastGood, Side, StaticShelves
+from serving.fallback import LAST_GOOD_ITEMS, LastGood, Side, StaticShelves
 from serving.live_model import OBJECTIVE_WEIGHTS, LiveModel, ModelFollower
 from serving.model_client import ModelNotFoundError
 from serving.query import ANYTHING, Filters, Query, Scored, Shelf
@@ -74,7 +74,7 @@ STORE_SHARE, RETRIEVAL_SHARE = (
     0.5,
 )  # of what is left of the deadline when the stage begins: the rest is for the stages after it
 
-TURNS_TO_SEND = 3  # of the event loop: the asking task begins, gRPC's own begins, it writes
+TURNS_TO_SEND = 3  # of the event loop: the asking task begins, its question's call begins, gRPC's own begins and writes
 
 PURCHASE = EVENT_INDEX["purchase"]
 
@@ -362,9 +362,10 @@ class ShelfMaker:
         records, scores = side.items.records, scored.scores
         if (factors := rules.factors(found.rows, records, query.placement)) is not None:
             scores = np.where(scores >= 0, scores * factors, scores / factors).astype(np.float32)
-        order = np.argsort(-scores, kind="stable")
+        order = (-scores).argsort(kind="stable")
         if scored.version:
-            self._last_good.keep(query.shopper, self._clock_ms(), found.rows[order[:100]], scores[order[:100]])
+            best = order[:LAST_GOOD_ITEMS]
+            self._last_good.keep(query.shopper, self._clock_ms(), found.rows.take(best), scores.take(best))
         request_id = uuid.uuid4().hex
         if query.candidates:
             places, propensities = order[: query.count].tolist(), [1.0] * min(query.count, len(order))
@@ -376,21 +377,18 @@ class ShelfMaker:
             new = side.lists.is_new(found.rows)
             places, propensities, explored = explore(order, new, query.count, self._policy.explore_share, request_id, fixed)
             EXPLORED.inc(sum(explored))
-        names = found.names
-        ids = [query.candidates[place] for place in places] if query.candidates else records.items(found.rows[places])
-        items = [
-            Scored(item, names[source], score, *chances)
-            for item, source, score, chances in zip(
-                ids, found.source[places].tolist(), scores[places].tolist(), scored.chances[places].tolist(), strict=True
-            )
-        ]
+        names, at = found.names, np.array(places, dtype=np.intp)
+        rows = found.rows.take(at)
+        ids = [query.candidates[place] for place in places] if query.candidates else records.items(rows)
+        columns = (found.source.take(at).tolist(), scores.take(at).tolist(), *scored.chances.take(at, 0).T.tolist())
+        items = [Scored(item, names[source], *values) for item, source, *values in zip(ids, *columns, strict=True)]
         shelf = Shelf(
             request_id=request_id,
             items=items,
             model_version=scored.version,
             propensities=propensities,
             feature_version=side.features.version,
-            rows=found.rows[places],
+            rows=rows,
         )
         return shelf, places
 
@@ -469,11 +467,11 @@ class ShelfMaker:
 def allowed(query: Query, shopper: ShopperRow, rows: Rows, records: Catalog, rules: Rules) -> npt.NDArray[np.bool_]:
     """[len(rows)] what may be shown: available, neither bought nor on the page nor excluded, and as filters and rules say."""
     filters = query.filters
-    keep = np.ones(len(rows), dtype=bool) if filters.include_unavailable else records.available[rows]
+    keep = np.ones(len(rows), dtype=bool) if filters.include_unavailable else records.available.take(rows)
     bought = [i for i, event in zip(shopper.recent_items, shopper.recent_events, strict=True) if event == PURCHASE]
     unwanted = records.rows([*bought, *query.exclude, *query.context])
     if len(unwanted):
-        keep &= ~np.isin(rows, unwanted)
+        keep &= ~records.among(rows, unwanted)
     if filters != ANYTHING:
         keep &= _narrowed(filters, rows, records)
     if (by_rules := rules.allowed(rows, records, query.placement)) is not None:
@@ -513,9 +511,9 @@ def _merged(answers: list[Rows], names: list[str], query: Query, records: Catalo
     """The sources' answers, each item once, credited to the first; pinned items come as a source of their own."""
     pins = np.array([row for _, row in rules.pins(records, query.placement)], dtype=np.int32)
     rows = np.concatenate([*answers, pins])
-    source = np.repeat(np.arange(len(names) + 1, dtype=np.int8), [*map(len, answers), len(pins)])
+    source = np.arange(len(names) + 1, dtype=np.int8).repeat([*map(len, answers), len(pins)])
     first = records.distinct(rows)
-    return Found(rows[first], source[first], [*names, "pinned"])
+    return Found(rows.take(first), source.take(first), [*names, "pinned"])
 
 
 def _nameless(records: Catalog, name: str, rows: Rows) -> npt.NDArray[np.int32]:

@@ -69,7 +69,7 @@ def looking_at(*items: str) -> ShopperRow:
 
 
 def demand(columns: CandidateColumns, name: str = "view_item") -> list[float]:
-    values: list[float] = columns.numbers[:, DEMAND[name].at].tolist()
+    values: list[float] = columns.numbers[DEMAND[name].at].tolist()
     return values
 
 
