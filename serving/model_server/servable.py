@@ -1,5 +1,6 @@
 """One loaded version of a model: what its signatures ask for, and a session to run them in."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from serving.tensors import BYTES_MAX, itemsize, shape_of, type_name
 
 DEFAULT_SIGNATURE = "serving_default"
 VARIABLES = Path("variables", "variables.index")
+BRIEF_S = 0.002  # of a run, for which other requests may wait
 ENDPOINTS_MAX = 256  # (signature, outputs) pairs kept resolved; a filter is the caller's choice, so it needs a bound
 
 
@@ -51,9 +53,30 @@ class Call:
     """Outputs to fetch, sorted."""
     all_outputs: bool
 
+    @property
+    def size(self) -> int:
+        """Bytes of the inputs."""
+        return sum(map(len, self.inputs))
+
     def of(self, inputs: Sequence[bytes]) -> "Call":
         """The same call of other tensors."""
         return replace(self, inputs=tuple(inputs))
+
+
+class Brief:
+    """Which calls are over within BRIEF_S, as far as those before them tell: by signature, up to the largest inputs that were."""
+
+    def __init__(self) -> None:
+        self._size: dict[str, int] = {}
+
+    def __contains__(self, call: Call) -> bool:
+        return call.size <= self._size.get(call.key, 0)
+
+    def note(self, call: Call, took_s: float) -> None:
+        if took_s < BRIEF_S:
+            self._size[call.key] = max(self._size.get(call.key, 0), call.size)
+        elif call in self:
+            self._size[call.key] = call.size - 1
 
 
 class Servable:
@@ -66,6 +89,7 @@ class Servable:
         self.name, self.version = name, version
         self.single: set[str] = set()
         """Signatures whose requests must not share a batch, as turned out."""
+        self.brief = Brief()
         self._refs, self._retired = 0, False
         self._on_idle: Callable[[], None] | None = None
         self._lock = Lock()
@@ -146,11 +170,14 @@ class Servable:
             ServingError: an input does not parse, or an op refused.
         """
         feeds, fetches = self._resolved(call.key, call.aliases)
+        began = time.perf_counter()
         try:
-            return dict(zip(call.aliases, self._session.run(feeds, call.inputs, fetches, in_loader), strict=True))
+            values = self._session.run(feeds, call.inputs, fetches, in_loader)
         except ParseError as error:
             alias = list(self.signatures[call.key].inputs)[error.index]
             invalid_argument(f"tensor parsing error: {alias}")
+        self.brief.note(call, time.perf_counter() - began)
+        return dict(zip(call.aliases, values, strict=True))
 
     def _resolved(self, key: str, aliases: tuple[str, ...]) -> tuple[Any, Any]:
         found = self._endpoints.get((key, aliases))
