@@ -49,14 +49,13 @@ class ModelClient:
     """Asks one model of one model server. Create it inside a running event loop, and close it (or use `async with`).
 
     Raises:
-        SettingsError: a file that the settings model_server_tls_* name cannot be read.
+        SettingsError: the settings model_server_tls_* are half a set, or a file that they name cannot be read.
     """
 
     def __init__(self, settings: Settings, tracing: Tracing | None = None) -> None:
         self._tracing = tracing
         self._address, self._model = settings.model_server_address, settings.model_name
-        if settings.model_server_tls_ca:
-            tls = Tls(settings.model_server_tls_ca, settings.model_server_tls_cert, settings.model_server_tls_key)
+        if tls := Tls.of_settings(settings, "model_server_tls_ca", "model_server_tls_cert", "model_server_tls_key"):
             self._channel = grpc.aio.secure_channel(self._address, tls.credentials(), options=_OPTIONS)
         else:
             self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)

@@ -62,11 +62,14 @@ def command(
 
 
 def connect(settings: Settings, deadline_ms: int) -> "Client":
-    """A client of the settings' scorer, with its token, and over TLS where the settings say whom to trust."""
+    """A client of the settings' scorer, with its token, and over TLS where the settings say whom to trust.
+
+    Raises:
+        SettingsError: half a set of TLS settings.
+    """
     from liveshelf.client import Client, Tls
 
-    identity = (settings.scoring_tls_client_cert, settings.scoring_tls_client_key)
-    tls = Tls(settings.scoring_tls_ca, *identity) if settings.scoring_tls_ca else None
+    tls = Tls.of_settings(settings, "scoring_tls_ca", "scoring_tls_client_cert", "scoring_tls_client_key")
     return Client(settings.scoring_address, deadline_ms, token=settings.scoring_token, tls=tls)
 
 

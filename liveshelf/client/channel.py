@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -65,6 +66,20 @@ class Tls:
     ca: str = ""
     cert: str = ""
     key: str = ""
+
+    @classmethod
+    def of_settings(cls, settings: Any, ca: str, cert: str, key: str) -> "Tls | None":
+        """What the settings of these names say; None, no TLS, where none is set.
+
+        Raises:
+            SettingsError: half a set, which would go without TLS, or without our certificate, and say nothing of it.
+        """
+        values = [getattr(settings, name) for name in (ca, cert, key)]
+        if bool(values[1]) != bool(values[2]):
+            raise SettingsError(f"set both {cert} and {key}, or neither: one alone shows nobody who we are")
+        if values[1] and not values[0]:
+            raise SettingsError(f"{cert} is set but {ca} is not: without TLS nobody sees our certificate. Name whom to trust.")
+        return cls(*values) if values[0] else None
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Raises SettingsError: a file cannot be read."""

@@ -127,6 +127,19 @@ def test_half_a_tls_setting_stops_the_start(tmp_path: Path, changes: dict[str, s
         asyncio.run(make_server(local_settings(tmp_path, **changes), []))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_server_tls_ca": "ca.pem", "model_server_tls_key": "key.pem"}, "model_server_tls_cert and model_server_tls_key"),
+        ({"model_server_tls_cert": "cert.pem", "model_server_tls_key": "key.pem"}, "model_server_tls_ca is not"),
+    ],
+)
+def test_half_a_callers_tls_setting_is_refused(tmp_path: Path, changes: dict[str, str], said: str) -> None:
+    settings = local_settings(tmp_path, **changes)
+    with pytest.raises(SettingsError, match=said):
+        Tls.of_settings(settings, "model_server_tls_ca", "model_server_tls_cert", "model_server_tls_key")
+
+
 def test_a_taken_port_is_said_with_its_setting(tmp_path: Path) -> None:
     async def run() -> None:
         async with scoring_api(tmp_path) as api:
