@@ -81,10 +81,7 @@ class Catalog:
 
     def distinct(self, rows: Rows) -> npt.NDArray[np.intp]:
         """Places in known `rows` where each row stands first, ascending."""
-        places = np.arange(len(rows), dtype=np.int32)
-        self._first[rows[::-1]] = places[::-1]  # of a row that stands there twice, what is written last stays
-        found: npt.NDArray[np.intp] = np.flatnonzero(self._first.take(rows) == places)
-        return found
+        return first_places(rows, self._first)
 
     def among(self, rows: Rows, others: Rows) -> npt.NDArray[np.bool_]:
         """[len(rows)] which of known `rows` stand in `others`, UNKNOWN ones among these."""
@@ -201,6 +198,14 @@ class Catalog:
         self._first, self._mark = grown(self._first, capacity), grown(self._mark, capacity)
         self.time_ms, self.since_ms = grown(self.time_ms, capacity, UNKNOWN), grown(self.since_ms, capacity, UNKNOWN)
         self.code = {field: grown(code, capacity, UNKNOWN) for field, code in self.code.items()}
+
+
+def first_places(numbers: npt.NDArray[np.integer], scratch: npt.NDArray[np.integer]) -> npt.NDArray[np.intp]:
+    """Places in `numbers` where each stands first, ascending, without sorting. `scratch` has a place for every number; what it holds is lost."""
+    places = np.arange(len(numbers), dtype=scratch.dtype)
+    scratch[numbers[::-1]] = places[::-1]  # of a number that stands there twice, what is written last stays
+    found: npt.NDArray[np.intp] = np.flatnonzero(scratch.take(numbers) == places)
+    return found
 
 
 def grown(column: npt.NDArray[Any], capacity: int, fill: Any = 0) -> npt.NDArray[Any]:

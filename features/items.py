@@ -178,8 +178,7 @@ class ItemTable:
         if not len(near):
             return near, weights
         np.add.at(self._weight, near, weights)
-        rows = np.sort(near)
-        rows = rows[np.flatnonzero(np.diff(rows, prepend=UNKNOWN))]
+        rows = np.sort(near[self.records.distinct(near)])
         summed = self._weight.take(rows)
         self._weight[rows] = 0.0
         return rows, summed

@@ -58,8 +58,5 @@ class LiveSessions:
         known = [at for item in items[: self._index.weights.query] if (at := self._catalog.find(item)) != UNKNOWN]
         found, weights = self._index.neighbours([at + 1 for at in reversed(known)], time_ms / 1000)
         rows: Rows = found - 1
-        if len(rows):
-            own = np.array(known, dtype=rows.dtype)
-            place = np.minimum(np.searchsorted(rows, own), len(rows) - 1)  # what is found is ascending
-            weights[place[rows[place] == own]] = 0.0
+        weights[self._catalog.among(rows, np.array(known, dtype=np.int32))] = 0.0
         return rows, weights

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from features import declarations as d
 from features.decay import HalfLives
 from features.events import EVENT_NAMES
@@ -27,7 +25,7 @@ def ago(time_ms: int, now_ms: int) -> str:
 def shopper_features(features: FeatureSet, row: ShopperRow, now_ms: int) -> dict[str, Any]:
     """Every shopper feature of `row`, valued at `now_ms`, and where the row comes from."""
     out: dict[str, Any] = {}
-    scale = _scale(features.shopper_half_lives, row.time_ms, now_ms)
+    scale = features.shopper_half_lives.scale_of(row.time_ms, now_ms).tolist()
     for feature in features.declared.features:
         value: Any
         match feature:
@@ -182,11 +180,6 @@ def _counts_event(column: str, name: str, feature: d.DecayedCount) -> bool:
 def _counts(slots: list[Slot], numbers: list[float], half_lives: HalfLives, scale: Sequence[float]) -> dict[str, float]:
     label = FeatureSet._label
     return {f"{slot.event} ({label(half_lives, slot)})": numbers[slot.at] * scale[slot.half_life] for slot in slots}
-
-
-def _scale(half_lives: HalfLives, row_ms: int, now_ms: int) -> list[float]:
-    factors: list[float] = half_lives.scale(np.asarray(row_ms, dtype=np.int64), now_ms).tolist()
-    return factors
 
 
 def _session(feature: d.Session, marks: list[int], now_ms: int) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from features.catalog import first_places
+
 LENGTH = 20  # latest items that are kept of a session: 99% of real ones are shorter
 SCORES = ("neighbours", "fresh_neighbours", "pairs", "next", "together")
 
@@ -214,9 +216,7 @@ class SessionIndex:
             return np.zeros(0, np.int64), np.zeros(0)
         at = np.frombuffer(b"".join(parts), np.int64) % self.capacity
         np.add.at(self._weight, at, np.repeat(shared, held))
-        order = np.arange(len(at))
-        self._first[at[::-1]] = order[::-1]  # of a session that stands there twice, what is written last stays
-        near = at[self._first.take(at) == order]
+        near = at[first_places(at, self._first)]
         match = self._weight.take(near)
         self._weight[near] = 0.0
         return near, match
@@ -239,8 +239,7 @@ class SessionIndex:
 
     def _numbered(self, items: Rows) -> tuple[Rows, npt.NDArray[np.int64]]:
         """Distinct items, ascending, and each one's place among them; without sorting them all."""
-        self._place[items] = np.arange(len(items))
-        distinct = np.sort(items[self._place[items] == np.arange(len(items))])
+        distinct = np.sort(items[first_places(items, self._place)])
         self._place[distinct] = np.arange(len(distinct))
         return distinct, self._place[items]
 

@@ -31,7 +31,7 @@ port, *habits = sys.argv[1:]
 if "stubborn" in habits:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if "brood" in habits:
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    subprocess.Popen([sys.executable, "-c", "import signal; signal.alarm(600); signal.pause()"])
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
